@@ -1,0 +1,1 @@
+//! Page ciphers and the encrypted page formats: pure cryptography, no I/O

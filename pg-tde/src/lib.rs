@@ -1,0 +1,1 @@
+//! Transparent data encryption for stock PostgreSQL

@@ -1,0 +1,1 @@
+//! Locked, undumpable, self-wiping memory for key material
