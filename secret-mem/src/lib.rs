@@ -4,6 +4,7 @@
 //! * [`SecretBuf`]: a secret of bounded length, such as a PIN.
 //! * [`LockedBox`]: any value, such as an expanded cipher.
 //! * [`SharedRegion`]: memory that a process shares with the children it forks.
+//! * [`wiping_stack`]: for library code that leaves key material on the stack.
 //! * [`random`]: bytes from the operating system's generator.
 //!
 //! The first three live in slots of mappings that are kept out of swap (`mlock2`) and out of core dumps
@@ -37,6 +38,7 @@ mod bytes;
 mod lock;
 mod process;
 mod random;
+mod stack;
 #[allow(unsafe_code)]
 mod sys;
 
@@ -45,4 +47,5 @@ pub use bytes::SecretBytes;
 pub use lock::{LockFailure, lock_failure};
 pub use process::{HardenError, harden_process};
 pub use random::{RandomError, random};
+pub use stack::wiping_stack;
 pub use sys::{LockedBox, MapError, SharedRegion, relock_after_fork};

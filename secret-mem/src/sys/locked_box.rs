@@ -37,13 +37,10 @@ impl<T> LockedBox<T> {
         Self { slot, value: PhantomData }
     }
 
-    /// Makes a value with `make`, moves it into locked memory and wipes the part of the stack that `make` used.
-    ///
-    /// Wipes 8 KiB below this call, which covers the key expansions of the ciphers used here.
+    /// Makes a value with `make` and moves it into locked memory, leaving no copy on the stack
+    /// (see [`wiping_stack`](crate::wiping_stack)).
     pub fn new_with(make: impl FnOnce() -> T) -> Self {
-        let boxed = make_below(make);
-        wipe_stack();
-        boxed
+        crate::wiping_stack(|| Self::new(make()))
     }
 
     fn pointer(&self) -> *mut T {
@@ -57,19 +54,6 @@ impl<const N: usize> LockedBox<[u8; N]> {
         // A fresh slot is all zero, which is an initialised `[u8; N]`.
         Self { slot: Slot::new(Layout::new::<[u8; N]>()), value: PhantomData }
     }
-}
-
-/// A frame of its own, so that everything `make` leaves on the stack is below the caller's frame.
-#[inline(never)]
-fn make_below<T>(make: impl FnOnce() -> T) -> LockedBox<T> {
-    LockedBox::new(make())
-}
-
-/// Overwrites the stack where the previous call had its frames.
-#[inline(never)]
-fn wipe_stack() {
-    let mut stack = [0_u64; 1024];
-    stack.zeroize();
 }
 
 impl<T> Deref for LockedBox<T> {

@@ -1,0 +1,134 @@
+//! AES-256-XTS: a length-preserving, tweakable cipher (IEEE 1619, NIST SP 800-38E).
+//!
+//! Every 16-byte block is encrypted on its own under a tweak of its own. So a change to the ciphertext garbles only the
+//! blocks it touches, and who sees two ciphertexts under one tweak learns which blocks are equal. Data whose length is no
+//! multiple of 16 has its last two blocks joined by ciphertext stealing.
+
+use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
+use aes::{Aes256, Aes256Enc, Block};
+use secret_mem::{LockedBox, SecretBytes};
+use zeroize::Zeroize;
+
+use crate::{CipherId, LengthError};
+
+/// Blocks handed to AES at a time: as many as the widest implementation in `aes` encrypts at once.
+const BATCH: usize = 64;
+
+/// AES-256-XTS with expanded keys in locked memory.
+#[derive(Debug)]
+pub struct Aes256Xts {
+    keys: LockedBox<Keys>,
+}
+
+struct Keys {
+    data: Aes256,
+    tweak: Aes256Enc,
+}
+
+/// The two halves of an XTS key are equal, which the standards forbid because it weakens the cipher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the two halves of an AES-256-XTS key are equal: make a new random key")]
+pub struct EqualKeyHalves;
+
+impl Aes256Xts {
+    /// Shortest data, in bytes: one block of AES.
+    pub const MIN_LEN: usize = 16;
+    /// Longest data under one tweak, in bytes: 2^20 blocks (SP 800-38E).
+    pub const MAX_LEN: usize = 16 << 20;
+
+    /// Expands a key: the first half encrypts the data, the second half the tweak.
+    pub fn new(key: &SecretBytes<64>) -> Result<Self, EqualKeyHalves> {
+        let (halves, _) = key.expose().as_chunks::<32>();
+        // The outcome of this comparison says nothing about a key that is used afterwards.
+        if halves[0] == halves[1] {
+            return Err(EqualKeyHalves);
+        }
+        let keys = LockedBox::new_with(|| Keys {
+            data: Aes256::new((&halves[0]).into()),
+            tweak: Aes256Enc::new((&halves[1]).into()),
+        });
+        Ok(Self { keys })
+    }
+
+    /// Encrypts `data` in place under `tweak`, the "data unit number" of the standards in little-endian bytes.
+    pub fn encrypt(&self, tweak: &[u8; 16], data: &mut [u8]) -> Result<(), LengthError> {
+        check_length(data)?;
+        let mut mask = self.first_mask(tweak);
+        let aes = &self.keys.data;
+        let (blocks, rest) = Array::slice_as_chunks_mut(data);
+        mask = for_batches(blocks, mask, |batch| aes.encrypt_blocks(batch));
+        if let Some(last) = blocks.last_mut()
+            && !rest.is_empty()
+        {
+            swap_tail(last, rest);
+            for_batches(core::slice::from_mut(last), mask, |batch| aes.encrypt_blocks(batch));
+        }
+        Ok(())
+    }
+
+    /// Decrypts `data` in place under `tweak`.
+    pub fn decrypt(&self, tweak: &[u8; 16], data: &mut [u8]) -> Result<(), LengthError> {
+        check_length(data)?;
+        let mut mask = self.first_mask(tweak);
+        let aes = &self.keys.data;
+        let (blocks, rest) = Array::slice_as_chunks_mut(data);
+        if rest.is_empty() {
+            for_batches(blocks, mask, |batch| aes.decrypt_blocks(batch));
+        } else if let Some((last, before)) = blocks.split_last_mut() {
+            mask = for_batches(before, mask, |batch| aes.decrypt_blocks(batch));
+            // Stealing used the masks of the last two blocks in the opposite order.
+            for_batches(core::slice::from_mut(last), next_mask(mask), |batch| aes.decrypt_blocks(batch));
+            swap_tail(last, rest);
+            for_batches(core::slice::from_mut(last), mask, |batch| aes.decrypt_blocks(batch));
+        }
+        Ok(())
+    }
+
+    fn first_mask(&self, tweak: &[u8; 16]) -> u128 {
+        let mut block = Block::from(*tweak);
+        self.keys.tweak.encrypt_block(&mut block);
+        u128::from_le_bytes(block.0)
+    }
+}
+
+fn check_length(data: &[u8]) -> Result<(), LengthError> {
+    if (Aes256Xts::MIN_LEN..=Aes256Xts::MAX_LEN).contains(&data.len()) {
+        return Ok(());
+    }
+    let (min, max) = (Aes256Xts::MIN_LEN as u64, Aes256Xts::MAX_LEN as u64);
+    Err(LengthError { cipher: CipherId::Aes256Xts, len: data.len() as u64, min, max })
+}
+
+/// Applies `cipher` between two XORs with the masks of the blocks; returns the mask of the block that would follow.
+fn for_batches(blocks: &mut [Block], mut mask: u128, cipher: impl Fn(&mut [Block])) -> u128 {
+    let mut masks = [0_u128; BATCH];
+    for batch in blocks.chunks_mut(BATCH) {
+        for slot in &mut masks[..batch.len()] {
+            *slot = mask;
+            mask = next_mask(mask);
+        }
+        xor_masks(batch, &masks);
+        cipher(batch);
+        xor_masks(batch, &masks);
+    }
+    masks.zeroize();
+    mask
+}
+
+fn xor_masks(blocks: &mut [Block], masks: &[u128; BATCH]) {
+    for (block, mask) in blocks.iter_mut().zip(masks) {
+        *block = Block::from((u128::from_le_bytes(block.0) ^ mask).to_le_bytes());
+    }
+}
+
+/// Multiplies by x in GF(2^128), modulus x^128 + x^7 + x^2 + x + 1, without a branch on the mask.
+fn next_mask(mask: u128) -> u128 {
+    let carry = mask >> 127;
+    (mask << 1) ^ (0x87 * carry)
+}
+
+/// Exchanges `rest` with as many bytes at the start of `block`.
+fn swap_tail(block: &mut Block, rest: &mut [u8]) {
+    let len = rest.len();
+    block[..len].swap_with_slice(rest);
+}
