@@ -1,0 +1,79 @@
+# make help says what there is.
+SHELL := /bin/bash
+PG_MAJOR ?= 15
+PG_CONFIG ?= /usr/lib/postgresql/$(PG_MAJOR)/bin/pg_config
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+PROFILE ?= dev
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BUILD ?= $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+export PGRX_PG_CONFIG_PATH ?= $(PG_CONFIG)
+# Two servers at a time are what a small machine takes.
+export RUST_TEST_THREADS ?= 2
+
+PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG_MAJOR) \
+	gcc clang libclang-dev pkg-config python3 python3-pip make
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test bench soak lint install install-files clean-scratch
+
+help:
+	@echo "make setup     install what building and testing need (Debian packages; asks for root where needed)"
+	@echo "make demo      show 336,776 flights in an encrypted tablespace of the system's PostgreSQL"
+	@echo "make test      set up, build, run all tests on real servers"
+	@echo "make soak      the long versions of the tests: about an hour"
+	@echo "make bench     encrypted against plain, side by side; QUICK=1 for a first impression"
+	@echo "make lint      rustfmt, clippy with warnings as errors"
+	@echo "make install   extension where PG_CONFIG says, tde into PREFIX/bin; DESTDIR is honoured"
+
+# Asks dpkg first, so that a second run needs neither network nor root.
+setup:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "setup: installing" $$missing; \
+	  as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  $$as_root apt-get -q update && $$as_root apt-get -q install -y --no-install-recommends $$missing; \
+	else echo "setup: all Debian packages are there: $(PACKAGES)"; fi
+	@command -v $(CARGO) >/dev/null || { echo "setup: no cargo; install Rust with rustup (rust-toolchain.toml names the version)" >&2; exit 1; }
+	@echo "setup: $$($(CARGO) --version), $$($(PG_CONFIG) --version)"
+
+build:
+	$(CARGO) build --locked --profile $(PROFILE) -p pg-tde -p tde-cli
+
+demo: setup build
+	@BUILD=$(BUILD) python3 examples/flights/demo.py
+
+test: setup build
+	$(CARGO) test --locked --workspace
+
+# The same tests, longer: twenty crashes, every access method torn in every way, PostgreSQL's whole regression suite.
+soak: setup build
+	TDE_SOAK=1 $(CARGO) test --locked -p tde-tests
+
+# The benchmark measures release builds; the test profile leaves out the linker's optimisation.
+bench: setup
+	$(MAKE) build PROFILE=release
+	QUICK=$(QUICK) $(CARGO) bench --locked -p tde-tests --bench postgres
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+install: build install-files
+
+# Copies what was built. By rename: a running server keeps the file that it has mapped.
+install-files:
+	@set -e; test -f "$(BUILD)/libpg_tde.so" || { echo "nothing built in $(BUILD): run 'make build'" >&2; exit 1; }; \
+	put() { mkdir -p "$$(dirname "$$3")"; install -m $$1 "$$2" "$$3.new"; mv -f "$$3.new" "$$3"; }; \
+	lib="$(DESTDIR)$$($(PG_CONFIG) --pkglibdir)"; ext="$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"; \
+	put 755 "$(BUILD)/libpg_tde.so" "$$lib/pg_tde.so"; \
+	put 644 pg-tde/pg_tde.control "$$ext/pg_tde.control"; \
+	for f in pg-tde/sql/pg_tde--*.sql; do put 644 "$$f" "$$ext/$${f##*/}"; done; \
+	put 755 "$(BUILD)/tde" "$(DESTDIR)$(PREFIX)/bin/tde"; \
+	echo "installed pg_tde into $$lib and $$ext, tde into $(DESTDIR)$(PREFIX)/bin"
+
+# Removes what failed tests left for inspection.
+clean-scratch:
+	rm -rf /var/tmp/tde-tests-$$(id -u)

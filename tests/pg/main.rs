@@ -1,0 +1,6 @@
+//! Promises about encrypted tablespaces, each kept on a real server.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod canary;
+mod crash;
+mod torn;
