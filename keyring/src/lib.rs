@@ -1,1 +1,51 @@
-//! Data keys, their versions and states, wrapped by a master key that stays in the HSM
+//! Data keys, their versions and states, wrapped by a master key that stays in the HSM.
+//!
+//! A *scope* is what a data key belongs to: a PostgreSQL tablespace, a cluster's WAL, a SQLite database. Each has
+//! a *line* of data-key versions in one sealed record file, so that opening one scope reads one file however
+//! many there are. The record's metadata is sealed under a per-keyring key, the data keys are wrapped by the HSM
+//! (AES-KW), and a check value binds them to each other. Bytes: docs/formats/keyring.md.
+//!
+//! ```text
+//! MasterKey    what the HSM must be able to do          (master.rs; soft.rs is the engine in the process)
+//! Keyring      a keyring as it lies there, no keys      (keyring.rs)
+//! Unlocked     read, change, re-wrap, export, verify    (unlocked.rs, change.rs, rewrap.rs, transfer.rs, verify.rs)
+//! Scope        ids, versions, states: no bytes, no I/O  (scope.rs)
+//! Store        whole records on disk, crash-safe        (store.rs)
+//! HotDeks      unwrapped keys used lately               (hot.rs)
+//! ```
+//!
+//! No threads, no output, no panics: everything here also runs in PostgreSQL's processes.
+#![forbid(unsafe_code)]
+
+mod change;
+mod error;
+mod failpoint;
+mod format;
+mod hot;
+mod ids;
+mod instance;
+mod keyring;
+mod master;
+mod rewrap;
+mod scope;
+mod seal;
+mod store;
+mod sum;
+mod transfer;
+mod unlocked;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{KeyringError, Result};
+pub use hot::HotDeks;
+pub use ids::{GenerationId, InstanceId, KeyVersion, KeyringId, LineNumber, MasterKeyId, WalPosition};
+pub use keyring::{AcceptedRestore, Keyring, KeyringInfo, Owner};
+pub use master::{MasterKey, MasterKeyError, WrappedKey};
+pub use rewrap::{RewrapProgress, Rewrapped};
+pub use scope::{DekState, DekVersion, NewScope, Scope, ScopeKind, StateChange, TablespaceState};
+pub use store::{FileStore, LOCK_DEADLINE, Store, WriteLock};
+pub use transfer::Imported;
+pub use unlocked::{Dek, Survey, Unlocked};
+pub use verify::VerifyReport;

@@ -1,0 +1,421 @@
+//! Where records are kept, and how they get there whole.
+//!
+//! # Layout
+//! ```text
+//! keyring/              0700
+//!   keyring.tde         the root
+//!   lines/2a/000000000000002a.tde   one record per line; the folder is the low byte of the line
+//!   tmp/                records on their way; swept under the lock
+//!   lock                flock(2) by whoever writes
+//! ```
+//! Other files in the directory are left alone.
+//!
+//! # Write order
+//! A change is one record and the root that counts it. Under the lock:
+//!
+//! 1. `tmp/<record>` written and fsynced,
+//! 2. `tmp/keyring.tde` written and fsynced,
+//! 3. the record renamed into place, its folder fsynced,
+//! 4. the root renamed into place, the keyring's folder fsynced,
+//! 5. (by the caller) the HSM told of the new generation.
+//!
+//! | crash after | what is left | who mends it |
+//! |---|---|---|
+//! | 1, 2 | the old state; files in `tmp/` | the next writer removes them, root first |
+//! | 3 | new record, old root; `tmp/keyring.tde` without `tmp/<record>` | readers accept the newer record; the next writer does step 4 |
+//! | 4 | the new state; the HSM remembers one generation less | accepted: not older; the next unlocking tells it |
+//!
+//! Readers take no lock: each file is replaced whole.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+
+use crate::error::{KeyringError, Result};
+use crate::failpoint;
+use crate::format::MAX_LEN;
+use crate::format::root::Root;
+use crate::ids::LineNumber;
+
+/// How long a writer waits for another one before it gives up.
+pub const LOCK_DEADLINE: Duration = Duration::from_secs(60);
+/// A batch of at least this many records is made durable with one syncfs(2) instead of one fsync(2) each.
+const SYNCFS_FROM: usize = 32;
+
+const ROOT: &str = "keyring.tde";
+const LINES: &str = "lines";
+const TMP: &str = "tmp";
+const LOCK: &str = "lock";
+/// Temporary name of a root that comes without a record: never taken for step 2.
+const ROOT_ALONE: &str = "root-alone.tde";
+
+/// Reads and writes whole records. Implementations need not be fast, but `commit` must be atomic and
+/// durable when it returns.
+pub trait Store {
+    /// Bytes of the root; `None` if there is none.
+    fn read_root(&self) -> Result<Option<Vec<u8>>>;
+    /// Bytes of one record; `None` if there is none.
+    fn read_line(&self, line: LineNumber) -> Result<Option<Vec<u8>>>;
+    /// Every line that has a record, ascending.
+    fn lines(&self) -> Result<Vec<LineNumber>>;
+    /// Waits for the write lock and mends what a crashed writer left.
+    fn lock(&self) -> Result<WriteLock>;
+    /// Replaces a record and the root that counts it, in this order.
+    fn commit(&self, lock: &WriteLock, line: LineNumber, record: &[u8], root: &[u8]) -> Result<()>;
+    /// Replaces the root alone.
+    fn replace_root(&self, lock: &WriteLock, root: &[u8]) -> Result<()>;
+    /// Replaces records without the root: for changes that the root does not count (re-wrapping). Each
+    /// record is replaced atomically; after a crash some are and some are not.
+    fn replace_lines(&self, lock: &WriteLock, records: &[(LineNumber, Vec<u8>)]) -> Result<()>;
+    /// How errors name a line's record.
+    fn line_path(&self, line: LineNumber) -> PathBuf;
+    /// How errors name the root.
+    fn root_path(&self) -> PathBuf;
+    /// The directory, as canonical as it can be.
+    fn dir(&self) -> &Path;
+}
+
+/// Held while writing; the lock goes with it.
+pub struct WriteLock {
+    _held: Box<dyn Send>,
+}
+
+impl WriteLock {
+    /// Wraps whatever gives the lock up when it is dropped.
+    pub fn new(held: impl Send + 'static) -> Self {
+        Self { _held: Box::new(held) }
+    }
+}
+
+/// Records as files of one directory.
+#[derive(Debug)]
+pub struct FileStore {
+    dir: PathBuf,
+}
+
+impl FileStore {
+    /// An existing directory. Refuses one that others may read or its group may write; a group that reads
+    /// is tolerated, for PostgreSQL's own group access (`initdb -g`) gives it to base backups.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let dir = match dir.canonicalize() {
+            Ok(dir) => dir,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(KeyringError::NotAKeyring { path: dir.into(), reason: "it does not exist" });
+            }
+            Err(error) => return Err(io_error("open", dir)(error)),
+        };
+        let metadata = fs::metadata(&dir).map_err(io_error("look at", &dir))?;
+        if !metadata.is_dir() {
+            return Err(KeyringError::NotAKeyring { path: dir, reason: "it is not a directory" });
+        }
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o027 != 0 {
+            return Err(KeyringError::LoosePermissions { path: dir, mode });
+        }
+        Ok(Self { dir })
+    }
+
+    /// The directory, made (0700) with its folders if need be; the root is written last, by the caller.
+    pub fn create(dir: &Path) -> Result<Self> {
+        make_dir(dir)?;
+        let store = Self::open(dir)?;
+        make_dir(&store.dir.join(LINES))?;
+        make_dir(&store.dir.join(TMP))?;
+        sync_dir(&store.dir)?;
+        if let Some(parent) = store.dir.parent() {
+            sync_dir(parent)?;
+        }
+        Ok(store)
+    }
+
+    fn tmp(&self, name: &str) -> PathBuf {
+        self.dir.join(TMP).join(name)
+    }
+
+    fn write_tmp(&self, name: &str, bytes: &[u8], sync: bool) -> Result<PathBuf> {
+        let path = self.tmp(name);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_error("create", &path))?;
+        self.give_to_owner(&file, &path)?;
+        file.write_all(bytes).map_err(io_error("write", &path))?;
+        if sync {
+            file.sync_all().map_err(io_error("fsync", &path))?;
+        }
+        Ok(path)
+    }
+
+    /// Root may run the `tde` command on a server's keyring: the files stay the server's.
+    fn give_to_owner(&self, file: &File, path: &Path) -> Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let owner = fs::metadata(&self.dir).map_err(io_error("look at", &self.dir))?;
+        fchown(file, Some(owner.uid()), Some(owner.gid())).map_err(io_error("change the owner of", path))
+    }
+
+    fn make_shard(&self, line: LineNumber) -> Result<PathBuf> {
+        let lines = self.dir.join(LINES);
+        let shard = lines.join(shard_name(line));
+        if !shard.is_dir() {
+            make_dir(&shard)?;
+            let file = File::open(&shard).map_err(io_error("open", &shard))?;
+            self.give_to_owner(&file, &shard)?;
+            sync_dir(&lines)?;
+        }
+        Ok(shard)
+    }
+
+    /// Mends what a crash left (see the table above). Called with the lock held.
+    fn sweep(&self) -> Result<()> {
+        let tmp = self.dir.join(TMP);
+        let entries = match fs::read_dir(&tmp) {
+            Ok(entries) => entries,
+            // A copy tool may leave empty folders out.
+            Err(error) if error.kind() == ErrorKind::NotFound => return make_dir(&tmp),
+            Err(error) => return Err(io_error("list", &tmp)(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.push(entry.map_err(io_error("list", &tmp))?.file_name());
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        let root_pending = names.iter().any(|name| name == ROOT);
+        if root_pending && self.record_is_in_place(&names)? && self.pending_root_is_newer()? {
+            return self.move_root(&self.tmp(ROOT));
+        }
+        // The root first: alone it would look like step 3.
+        if root_pending {
+            remove(&self.tmp(ROOT))?;
+            sync_dir(&tmp)?;
+        }
+        for name in names.iter().filter(|name| *name != ROOT) {
+            remove(&tmp.join(name))?;
+        }
+        sync_dir(&tmp)
+    }
+
+    /// Whether step 3 was reached: no record waits in `tmp/`, or (on a file system whose rename is not
+    /// atomic over a power cut) the one waiting is in place as well.
+    fn record_is_in_place(&self, names: &[std::ffi::OsString]) -> Result<bool> {
+        for name in names.iter().filter(|name| *name != ROOT && *name != ROOT_ALONE) {
+            let Some(line) = name.to_str().and_then(parse_line_name) else { continue };
+            let waiting = read_bounded(&self.dir.join(TMP).join(name))?;
+            if waiting != self.read_line(line)? {
+                return Ok(false);
+            }
+            remove(&self.dir.join(TMP).join(name))?;
+        }
+        Ok(true)
+    }
+
+    /// False for a leftover beside a root that was restored since.
+    fn pending_root_is_newer(&self) -> Result<bool> {
+        let path = self.tmp(ROOT);
+        let Some(pending) = read_bounded(&path)?.and_then(|bytes| Root::from_bytes(&bytes, &path).ok())
+        else {
+            return Ok(false);
+        };
+        let path = self.root_path();
+        let Some(current) = self.read_root()? else { return Ok(true) };
+        let current = Root::from_bytes(&current, &path)?.facts;
+        let pending = pending.facts;
+        Ok(pending.keyring != current.keyring || pending.generation > current.generation)
+    }
+
+    fn move_root(&self, from: &Path) -> Result<()> {
+        let root = self.root_path();
+        fs::rename(from, &root).map_err(io_error("replace", &root))?;
+        sync_dir(&self.dir)
+    }
+}
+
+impl Store for FileStore {
+    fn read_root(&self) -> Result<Option<Vec<u8>>> {
+        read_bounded(&self.root_path())
+    }
+
+    fn read_line(&self, line: LineNumber) -> Result<Option<Vec<u8>>> {
+        read_bounded(&self.line_path(line))
+    }
+
+    fn lines(&self) -> Result<Vec<LineNumber>> {
+        let lines = self.dir.join(LINES);
+        let mut found = Vec::new();
+        for shard in list(&lines)? {
+            let shard = lines.join(shard);
+            for name in list(&shard)? {
+                let line = name.to_str().and_then(parse_line_name);
+                let line = line.filter(|line| self.line_path(*line) == shard.join(&name));
+                // A stray file may be a record under a wrong name: silence could hide a key.
+                let stray =
+                    || KeyringError::Damaged { path: shard.join(&name), what: "its name is not a line's" };
+                found.push(line.ok_or_else(stray)?);
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    fn lock(&self) -> Result<WriteLock> {
+        let path = self.dir.join(LOCK);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_error("open", &path))?;
+        self.give_to_owner(&file, &path)?;
+        let file = OwnedFd::from(file);
+        let start = Instant::now();
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(io_error("lock", &path)(error.into())),
+            }
+            // Polled, because a backend blocked in flock(2) could not be ended politely.
+            let waited = start.elapsed();
+            if waited > LOCK_DEADLINE {
+                return Err(KeyringError::LockBusy { path, waited });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.sweep()?;
+        Ok(WriteLock::new(file))
+    }
+
+    fn commit(&self, _lock: &WriteLock, line: LineNumber, record: &[u8], root: &[u8]) -> Result<()> {
+        let shard = self.make_shard(line)?;
+        let record = self.write_tmp(&line_name(line), record, true)?;
+        failpoint::hit("record-written");
+        let root = self.write_tmp(ROOT, root, true)?;
+        sync_dir(&self.dir.join(TMP))?;
+        failpoint::hit("root-written");
+        let path = self.line_path(line);
+        fs::rename(&record, &path).map_err(io_error("replace", &path))?;
+        sync_dir(&shard)?;
+        failpoint::hit("record-renamed");
+        self.move_root(&root)?;
+        failpoint::hit("root-renamed");
+        Ok(())
+    }
+
+    fn replace_root(&self, _lock: &WriteLock, root: &[u8]) -> Result<()> {
+        let root = self.write_tmp(ROOT_ALONE, root, true)?;
+        failpoint::hit("root-alone-written");
+        self.move_root(&root)
+    }
+
+    fn replace_lines(&self, _lock: &WriteLock, records: &[(LineNumber, Vec<u8>)]) -> Result<()> {
+        let together = records.len() >= SYNCFS_FROM;
+        let mut written = Vec::with_capacity(records.len());
+        for (line, bytes) in records {
+            self.make_shard(*line)?;
+            written.push((*line, self.write_tmp(&line_name(*line), bytes, !together)?));
+        }
+        if together {
+            let tmp = self.dir.join(TMP);
+            let dir = File::open(&tmp).map_err(io_error("open", &tmp))?;
+            rustix::fs::syncfs(&dir).map_err(|error| io_error("syncfs", &tmp)(error.into()))?;
+        }
+        failpoint::hit("batch-written");
+        let mut shards = Vec::new();
+        for (line, from) in written {
+            let path = self.line_path(line);
+            fs::rename(&from, &path).map_err(io_error("replace", &path))?;
+            failpoint::hit("batch-renaming");
+            shards.push(shard_name(line));
+        }
+        shards.sort_unstable();
+        shards.dedup();
+        for shard in shards {
+            sync_dir(&self.dir.join(LINES).join(shard))?;
+        }
+        Ok(())
+    }
+
+    fn line_path(&self, line: LineNumber) -> PathBuf {
+        self.dir.join(LINES).join(shard_name(line)).join(line_name(line))
+    }
+
+    fn root_path(&self) -> PathBuf {
+        self.dir.join(ROOT)
+    }
+
+    fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+fn shard_name(line: LineNumber) -> String {
+    format!("{:02x}", line.0 & 0xFF)
+}
+
+fn line_name(line: LineNumber) -> String {
+    format!("{:016x}.tde", line.0)
+}
+
+fn parse_line_name(name: &str) -> Option<LineNumber> {
+    let digits = name.strip_suffix(".tde").filter(|digits| digits.len() == 16)?;
+    let line = LineNumber(u64::from_str_radix(digits, 16).ok()?);
+    (line_name(line) == name).then_some(line)
+}
+
+fn list(dir: &Path) -> Result<Vec<std::ffi::OsString>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_error("list", dir)(error)),
+    };
+    entries.map(|entry| Ok(entry.map_err(io_error("list", dir))?.file_name())).collect()
+}
+
+fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("open", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
+    if bytes.len() > MAX_LEN {
+        return Err(KeyringError::Damaged { path: path.into(), what: "it is longer than any keyring file" });
+    }
+    Ok(Some(bytes))
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(io_error("create", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("fsync", path))
+}
+
+pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeyringError {
+    let path = path.to_path_buf();
+    move |source| KeyringError::Io { action, path, source }
+}

@@ -1,0 +1,4 @@
+//! Tests that look inside: crash points, bytes, counts.
+
+mod basics;
+mod support;
