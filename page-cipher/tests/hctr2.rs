@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::google_hctr2::VECTORS;
 use common::{Vectors, unhex};
 use hctr2_rs::hctr2::Hctr2_256;
 use page_cipher::hctr2::Aes256Hctr2;
@@ -17,6 +18,13 @@ fn check(key: &[u8], tweak: &[u8], plaintext: &[u8], ciphertext: &[u8], name: &s
     assert_eq!(data, ciphertext, "encrypting {name}");
     cipher.decrypt(tweak, &mut data).unwrap();
     assert_eq!(data, plaintext, "decrypting {name}");
+}
+
+#[test]
+fn published_vectors() {
+    for [key, tweak, plaintext, ciphertext] in VECTORS {
+        check(&unhex(key), &unhex(tweak), &unhex(plaintext), &unhex(ciphertext), plaintext);
+    }
 }
 
 /// All 350 vectors of google/hctr2, if they are there.

@@ -63,13 +63,13 @@ impl Hctr2 {
         let mut keystream = [Block::default(); BATCH];
         let mut counter = 1_u128;
         for chunk in data.chunks_mut(16 * BATCH) {
-            let blocks = &mut keystream[..chunk.len().div_ceil(16)];
-            for block in blocks.iter_mut() {
+            for block in &mut keystream {
                 *block = Block::from((seed ^ counter).to_le_bytes());
                 counter += 1;
             }
-            self.aes.encrypt_blocks(blocks);
-            for (byte, key) in chunk.iter_mut().zip(Array::<u8, U16>::slice_as_flattened(blocks)) {
+            // Always a whole batch: the blocks of a partial one would be encrypted one by one, which takes longer.
+            self.aes.encrypt_blocks(&mut keystream);
+            for (byte, key) in chunk.iter_mut().zip(Array::<u8, U16>::slice_as_flattened(&keystream)) {
                 *byte ^= key;
             }
         }

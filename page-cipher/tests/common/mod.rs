@@ -1,6 +1,9 @@
 //! Shared by the tests: hex, keys and files of vectors.
 #![allow(dead_code, reason = "every test file uses a part of this")]
 
+pub(crate) mod google_hctr2;
+pub(crate) mod rfc8452;
+
 use std::path::{Path, PathBuf};
 
 use secret_mem::SecretBytes;
