@@ -112,7 +112,11 @@ fn no_known_plaintext_in_any_file_of_an_encrypted_tablespace() {
     cluster.connect("inside").run("CREATE TABLE canary_catalog_entry (secret text); INSERT INTO canary_catalog_entry VALUES ('canary-inside')");
 
     cluster.run("CHECKPOINT");
-    check(&cluster, &canaries, &clear, &secure, "after CHECKPOINT");
+    // A checkpoint leaves the pages of unlogged relations in the buffers, unless it is that of a shutdown.
+    let (unlogged, logged): (Vec<_>, Vec<_>) =
+        canaries.into_iter().partition(|c| c.relation == "loose" && c.fork.is_empty());
+    check(&cluster, &logged, &clear, &secure, "after CHECKPOINT");
+    let canaries: Vec<_> = logged.into_iter().chain(unlogged).collect();
 
     cluster.restart();
     check(&cluster, &canaries, &clear, &secure, "after restart");
@@ -120,7 +124,7 @@ fn no_known_plaintext_in_any_file_of_an_encrypted_tablespace() {
     cluster.crash_and_recover();
     cluster.run("INSERT INTO in_clear.loose SELECT i, 'canary-loose-' || i FROM generate_series(1, 500) i");
     cluster.run("INSERT INTO in_secure.loose SELECT i, 'canary-loose-' || i FROM generate_series(1, 500) i");
-    cluster.run("CHECKPOINT");
+    cluster.restart();
     check(&cluster, &canaries, &clear, &secure, "after a crash, with unlogged relations reset");
 }
 

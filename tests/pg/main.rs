@@ -3,4 +3,7 @@
 
 mod canary;
 mod crash;
+mod keys;
+mod standby;
+mod tamper;
 mod torn;

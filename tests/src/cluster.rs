@@ -157,29 +157,39 @@ impl Cluster {
     /// folder of the standby's own; it shares the primary's HSM.
     pub fn standby_of(primary: &Self) -> Self {
         let mut standby = Self::folders(primary.root);
-        standby.base_backup_from(primary, &["--write-recovery-conf", "--checkpoint=fast"]);
+        command_output(&mut standby.base_backup(primary, &["--write-recovery-conf", "--checkpoint=fast"]));
         standby.configure("unix_socket_directories", &standby.socket_dir());
         standby.configure("hot_standby", "on");
         standby.start();
         standby
     }
 
-    /// A cluster restored from a stock `pg_basebackup` of `primary`, not started.
-    pub fn backup_of(primary: &Self, options: &[&str]) -> Self {
+    /// A cluster restored from a stock `pg_basebackup` of `primary`, not started. `meanwhile` runs while the backup is
+    /// under way; throttle it with `--max-rate` to make that certain.
+    pub fn backup_of(primary: &Self, options: &[&str], meanwhile: impl FnOnce()) -> Self {
         let backup = Self::folders(primary.root);
-        backup.base_backup_from(primary, options);
+        let mut child = backup.base_backup(primary, options).spawn().unwrap();
+        let begin = Instant::now();
+        let streaming =
+            "SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase = 'streaming database files'";
+        while child.try_wait().unwrap().is_none() && primary.int(streaming) == 0 {
+            assert!(begin.elapsed() < START_LIMIT, "the backup did not start");
+            thread::sleep(Duration::from_millis(5));
+        }
+        meanwhile();
+        assert!(child.wait().unwrap().success(), "pg_basebackup failed");
         backup.configure("unix_socket_directories", &backup.socket_dir());
         backup
     }
 
-    fn base_backup_from(&self, primary: &Self, options: &[&str]) {
+    fn base_backup(&self, primary: &Self, options: &[&str]) -> Command {
         let mut command = primary.tool("pg_basebackup");
         command.arg("-D").arg(&self.data).args(options);
         for row in primary.rows("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE oid > 16383") {
             let name = Path::new(&row[0]).file_name().unwrap();
             command.arg("-T").arg(format!("{}={}", row[0], self.ts_dir().join(name).display()));
         }
-        command_output(&mut command);
+        command
     }
 
     /// Where its data directory is.

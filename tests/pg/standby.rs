@@ -1,0 +1,153 @@
+//! Standbys by stock `pg_basebackup`: streaming, killed, promoted.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tde_tests::{Cluster, files};
+
+fn primary() -> Cluster {
+    Cluster::builder()
+        .fsync()
+        .conf("wal_keep_size", "256MB")
+        .conf("max_prepared_transactions", "4")
+        // A tablespace made while the standby streams lies inside each data directory: both are on one machine.
+        .conf("allow_in_place_tablespaces", "on")
+        .start()
+}
+
+fn fill(cluster: &Cluster, table: &str, tablespace: &str) {
+    cluster.run(&format!(
+        "CREATE TABLE {table} (id int PRIMARY KEY USING INDEX TABLESPACE {tablespace}, secret text) TABLESPACE {tablespace};
+         CREATE INDEX {table}_h ON {table} USING hash (secret) TABLESPACE {tablespace};
+         INSERT INTO {table} SELECT i, 'canary-{table}-' || i FROM generate_series(1, 5000) i"
+    ));
+}
+
+fn churn(cluster: &Cluster, table: &str) {
+    cluster.run(&format!("UPDATE {table} SET secret = secret || '+' WHERE id % 3 = 0"));
+    cluster.run(&format!("DELETE FROM {table} WHERE id % 11 = 0"));
+    cluster.run(&format!("VACUUM {table}"));
+}
+
+fn checksum(cluster: &Cluster, table: &str) -> String {
+    cluster.text(&format!("SELECT count(*) || md5(string_agg(id || secret, ',' ORDER BY id)) FROM {table}"))
+}
+
+fn wait_for_replay(primary: &Cluster, standby: &Cluster) {
+    let target = primary.text("SELECT pg_current_wal_flush_lsn()");
+    let begin = Instant::now();
+    while standby.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) != "t" {
+        assert!(begin.elapsed() < Duration::from_secs(60), "replay stuck:\n{}", standby.log_since_start());
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn promote(standby: &Cluster) {
+    assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+}
+
+fn same(primary: &Cluster, standby: &Cluster, tables: &[&str]) {
+    for table in tables {
+        assert_eq!(checksum(primary, table), checksum(standby, table), "{table}");
+    }
+}
+
+/// Every page of the standby's encrypted relation is ciphertext.
+fn is_ciphertext(cluster: &Cluster, table: &str) {
+    cluster.run("CHECKPOINT");
+    let mut seen = 0;
+    for page in files::pages(&cluster.file_of(table)) {
+        if page.iter().any(|b| *b != 0) {
+            assert!(files::looks_random(&page), "{table} has structure");
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{table}: {seen} pages");
+}
+
+#[test]
+fn a_standby_follows_tablespaces_encrypted_before_and_after_it_was_built_and_takes_over() {
+    let primary = primary();
+    primary.encrypted_tablespace("before");
+    primary.plain_tablespace("made_before");
+    fill(&primary, "b", "before");
+
+    let mut standby = Cluster::standby_of(&primary);
+    churn(&primary, "b");
+    if primary.has_tde() {
+        primary.run("SELECT tde.encrypt_tablespace('made_before')");
+    }
+    fill(&primary, "m", "made_before");
+    primary.run("CREATE TABLESPACE after LOCATION ''");
+    if primary.has_tde() {
+        primary.run("SELECT tde.encrypt_tablespace('after')");
+    }
+    fill(&primary, "a", "after");
+    churn(&primary, "a");
+    wait_for_replay(&primary, &standby);
+    same(&primary, &standby, &["b", "m", "a"]);
+    for table in ["b", "m", "a"] {
+        is_ciphertext(&standby, table);
+        assert_eq!(standby.text(&format!("SELECT tde.is_encrypted('{table}')")), "t");
+    }
+
+    // The standby is killed and replays again, keys included.
+    primary.run("CREATE TABLE marker (id int) TABLESPACE before");
+    churn(&primary, "m");
+    standby.crash_and_recover();
+    wait_for_replay(&primary, &standby);
+    same(&primary, &standby, &["b", "m", "a"]);
+
+    // A key that reached the standby by WAL only, a prepared transaction across promotion.
+    primary.run("BEGIN; INSERT INTO a VALUES (100001, 'canary-prepared'); PREPARE TRANSACTION 'p'");
+    wait_for_replay(&primary, &standby);
+    let expected: Vec<String> = ["b", "m", "a"].iter().map(|t| checksum(&primary, t)).collect();
+    let _machine = primary_is_lost(primary);
+    promote(&standby);
+    let now: Vec<String> = ["b", "m", "a"].iter().map(|t| checksum(&standby, t)).collect();
+    assert_eq!(now, expected);
+    standby.run("COMMIT PREPARED 'p'");
+    assert_eq!(standby.int("SELECT count(*) FROM a WHERE secret = 'canary-prepared'"), 1);
+    churn(&standby, "a");
+    let written = checksum(&standby, "a");
+    standby.crash_and_recover();
+    assert_eq!(checksum(&standby, "a"), written);
+    standby.restart();
+    assert_eq!(checksum(&standby, "a"), written);
+    // The new primary makes keys of its own.
+    standby.run("CREATE TABLESPACE own LOCATION ''");
+    if standby.has_tde() {
+        standby.run("SELECT tde.encrypt_tablespace('own')");
+    }
+    fill(&standby, "o", "own");
+    is_ciphertext(&standby, "o");
+}
+
+/// The primary dies with its machine, but its HSM is a service that stays: it is shared with the standby.
+fn primary_is_lost(mut primary: Cluster) -> Cluster {
+    primary.crash();
+    primary
+}
+
+/// Keys and pages of a base backup that was under way while a tablespace was encrypted and the master key rotated.
+#[test]
+fn a_base_backup_taken_during_key_changes_recovers() {
+    let primary = primary();
+    primary.encrypted_tablespace("before");
+    primary.plain_tablespace("during");
+    fill(&primary, "b", "before");
+    let options = ["--checkpoint=fast", "--max-rate=12M", "--wal-method=stream"];
+    let mut restored = Cluster::backup_of(&primary, &options, || {
+        if primary.has_tde() {
+            primary.run("SELECT tde.encrypt_tablespace('during')");
+            primary.run("SELECT tde.rotate_master_key()");
+        }
+        fill(&primary, "d", "during");
+        churn(&primary, "b");
+        let open = primary.int("SELECT count(*) FROM pg_stat_progress_basebackup");
+        assert_eq!(open, 1, "the backup ended before the keys changed: throttle it more");
+    });
+    restored.start();
+    same(&primary, &restored, &["b", "d"]);
+    is_ciphertext(&restored, "d");
+}
