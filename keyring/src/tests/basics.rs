@@ -16,7 +16,7 @@ fn a_key_made_is_the_key_read_after_reopening() {
     let (scope, dek) = keyring.add_scope(tablespace(16384), &master).unwrap();
     assert_eq!((scope.line, scope.record_version), (LineNumber(1), 1));
     let again = open(&dir, &master).unwrap();
-    assert_eq!(again.scopes().unwrap(), [scope.clone()]);
+    assert_eq!(again.scopes().unwrap(), std::slice::from_ref(&scope));
     assert_eq!(again.find_pg_tablespace(16384).unwrap(), Some(scope));
     assert!(again.find_pg_tablespace(16385).unwrap().is_none());
     assert!(again.dek(LineNumber(1), KeyVersion(1), &master).unwrap().ct_eq(&dek));

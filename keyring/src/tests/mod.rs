@@ -1,4 +1,11 @@
 //! Tests that look inside: crash points, bytes, counts.
 
 mod basics;
+mod bytes;
+mod counts;
+mod crash;
+mod damage;
+mod processes;
+mod random;
 mod support;
+mod transfer;

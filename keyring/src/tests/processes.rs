@@ -1,0 +1,58 @@
+//! Several processes on one keyring.
+
+use std::path::Path;
+use std::process::{Child, Command};
+
+use super::support::*;
+use crate::*;
+
+const EACH: u32 = 60;
+
+#[test]
+#[ignore = "the process that the test here starts twice"]
+fn child() {
+    let dir = std::env::var_os("KEYRING_DIR").expect("started by a test");
+    let base: u32 = std::env::var("KEYRING_BASE").unwrap().parse().unwrap();
+    let master = MemoryMaster::new();
+    let keyring = open(Path::new(&dir), &master).unwrap();
+    for oid in base..base + EACH {
+        let (scope, dek) = keyring.add_scope(tablespace(oid), &master).unwrap();
+        keyring.set_state(scope.line, state(u64::from(oid), TablespaceState::Encrypted)).unwrap();
+        assert!(keyring.dek(scope.line, KeyVersion(1), &master).unwrap().ct_eq(&dek));
+    }
+}
+
+fn start(dir: &Path, base: u32) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tests::processes::child", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("KEYRING_DIR", dir)
+        .env("KEYRING_BASE", base.to_string())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn two_processes_add_scopes_while_a_third_reads() {
+    let dir = scratch();
+    let master = MemoryMaster::new();
+    let keyring = keyring_with(dir.path(), 0, &master);
+    let mut children = [start(dir.path(), 20_000), start(dir.path(), 40_000)];
+    let mut last = 0;
+    while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
+        // Readers never wait and never see less than before, or half a record.
+        let seen = keyring.scopes().unwrap().len();
+        assert!(seen >= last);
+        last = seen;
+    }
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let scopes = keyring.scopes().unwrap();
+    let lines: Vec<_> = scopes.iter().map(|scope| scope.line.0).collect();
+    assert_eq!(lines, (1..=u64::from(EACH) * 2).collect::<Vec<_>>(), "no line lost or given twice");
+    assert!(scopes.iter().all(|scope| scope.state() == TablespaceState::Encrypted));
+    assert!(open(dir.path(), &master).unwrap().verify(&master).problems.is_empty());
+    // One generation for making it, one for each of two changes per scope.
+    assert_eq!(keyring.info().unwrap().generation, 1 + u64::from(EACH) * 4);
+}
