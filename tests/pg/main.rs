@@ -3,7 +3,9 @@
 
 mod canary;
 mod crash;
+mod ddl;
 mod keys;
 mod standby;
+mod stock_tools;
 mod tamper;
 mod torn;
