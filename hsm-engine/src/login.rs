@@ -1,0 +1,132 @@
+//! Logging in.
+//!
+//! # Order, and what a crash leaves
+//! Under the user's lock:
+//! 1. the failure counter is written as if the PIN were wrong: one failure too many, until the next right PIN
+//! 2. the PIN is verified
+//! 3. wrong: the failure is logged. Right: the counter is cleared, then the login is logged and the root written.
+//!
+//! Locks are always taken in the order user, store.
+
+use std::time::Duration;
+
+use crate::audit::{self, Entry, Event, Outcome};
+use crate::error::{HsmError, Result};
+use crate::format::records;
+use crate::hsm::{boot_id, write_lockout};
+use crate::keys::StoreKeys;
+use crate::object::{self, Kind, Object};
+use crate::pin::Pin;
+use crate::session::Session;
+use crate::store::StoreLock;
+use crate::time::Timestamp;
+use crate::transaction::{Core, LOCK_WAIT, Transaction, lock_name};
+use crate::user::{self, LockState, Role};
+
+/// How long a login waits for other logins of the same user. Each takes the time of its PIN's derivation.
+const USER_WAIT: Duration = Duration::from_secs(30);
+
+pub(crate) fn login(core: &Core, name: &str, pin: &Pin) -> Result<Session> {
+    // Before the lock, so that an unknown name leaves no lock file.
+    read_user(core, name)?;
+    let lock = lock_user(core, name)?;
+    let user = read_user(core, name)?;
+    let role = user.value.public.role;
+    let attempt = count_attempt(core, name, role)?;
+
+    let record = user::record_name(name)?;
+    let damaged = |d| object::damaged(core.store(), &record, d);
+    let opened = user::open_store_key(&user.value, pin, core.hsm_id(), user.revision).map_err(damaged)?;
+    let Some(store_key) = opened else { return Err(wrong_pin(core, name, role, &attempt)?) };
+    write_lockout(
+        core,
+        name,
+        &Object { revision: attempt.revision + 1, value: records::Lockout::cleared() },
+    )?;
+    drop(lock);
+
+    let keys = StoreKeys::derive(store_key, *core.hsm_id()).map_err(damaged)?;
+    enter(core, &keys, name, &user)?;
+    Ok(Session::new(core.clone(), keys, user.value.public))
+}
+
+/// Step 1: refuses or counts.
+fn count_attempt(core: &Core, name: &str, role: Role) -> Result<Object<records::Lockout>> {
+    let old = read_lockout(core, name)?;
+    let now = Timestamp::now();
+    let failures = old.value.failures;
+    match old.value.state(role, now) {
+        LockState::Open => {}
+        LockState::Until(until) => {
+            return Err(HsmError::LockedUntil { user: name.into(), failures, until });
+        }
+        LockState::Hard => return Err(HsmError::LockedHard { user: name.into(), failures }),
+    }
+    let attempt = Object { revision: old.revision + 1, value: old.value.attempt(now) };
+    write_lockout(core, name, &attempt)?;
+    Ok(attempt)
+}
+
+/// Step 3 for a wrong PIN: logs it and makes the error.
+fn wrong_pin(core: &Core, name: &str, role: Role, attempt: &Object<records::Lockout>) -> Result<HsmError> {
+    let failures = attempt.value.failures;
+    let entry = Entry { user: name.into(), event: Event::LoginFailed { failures }, outcome: Outcome::Failed };
+    let store = core.store();
+    let _lock = store.lock(&lock_name(), LOCK_WAIT)?;
+    let tail = audit::tail_without_key(store)?;
+    audit::append(store, None, &tail, tail.boots, &[entry])?;
+    let (not_before, locked) = match attempt.value.state(role, Timestamp::now()) {
+        LockState::Open => (None, false),
+        LockState::Until(t) => (Some(t), false),
+        LockState::Hard => (None, true),
+    };
+    Ok(HsmError::WrongPin { user: name.into(), failures, not_before, locked })
+}
+
+/// Step 3 for a right PIN: checks the user against the root and logs the login.
+fn enter(core: &Core, keys: &StoreKeys, name: &str, user: &Object<records::User>) -> Result<()> {
+    let mut tx = Transaction::begin(core, keys, LOCK_WAIT)?;
+    let record = user::record_name(name)?;
+    match tx.root().users.iter().find(|u| u.name == name) {
+        Some(entry) => core.check_revision(&record, user.revision, entry.revision)?,
+        // A record the root does not know was put there from outside, or its creation was interrupted.
+        None => return Err(HsmError::UnknownUser { store: core.store().location(), user: name.into() }),
+    }
+    let mut entries = Vec::new();
+    let boot = boot_id();
+    if boot != [0; 16] && boot != tx.root().boot_id {
+        let root = tx.root_mut();
+        root.boot_id = boot;
+        root.boots = root.boots.saturating_add(1);
+        entries.push(Entry::ok("", Event::Boot { boots: root.boots }));
+    }
+    entries.push(Entry::ok(name, Event::Login));
+    tx.log(&entries)?;
+    tx.commit()
+}
+
+pub(crate) fn lock_user(core: &Core, name: &str) -> Result<StoreLock> {
+    Ok(core.store().lock(&user::record_name(name)?, USER_WAIT)?)
+}
+
+/// A user's record.
+///
+/// # Errors
+/// [`HsmError::UnknownUser`], also for names no user can have.
+pub(crate) fn read_user(core: &Core, name: &str) -> Result<Object<records::User>> {
+    let unknown = || HsmError::UnknownUser { store: core.store().location(), user: name.into() };
+    user::check_name(name).map_err(|_| unknown())?;
+    let object = user::record_name(name)?;
+    let user: Object<records::User> =
+        object::get_public(core.store(), Kind::User, &object)?.ok_or_else(unknown)?;
+    if user.value.public.name != name {
+        return Err(object::damaged(core.store(), &object, crate::error::Damage::Field("user name")));
+    }
+    Ok(user)
+}
+
+pub(crate) fn read_lockout(core: &Core, name: &str) -> Result<Object<records::Lockout>> {
+    let object = user::lockout_name(name)?;
+    object::get_public(core.store(), Kind::Lockout, &object)?
+        .ok_or_else(|| object::missing(core.store(), &object))
+}

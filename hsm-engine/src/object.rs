@@ -1,0 +1,248 @@
+//! Objects of the store: an envelope around a payload that is public or sealed.
+//!
+//! ```text
+//! 0    4  magic "tdeH"
+//! 4    2  format version, 1 (little endian, as all numbers)
+//! 6    1  kind: 1 header, 2 user, 3 lockout, 4 root, 5 master key, 6 counters
+//! 7    1  0 public, 1 sealed
+//! 8    8  revision, from 1; one more with every write
+//! 16   4  n, length of the payload in bytes (sealed: ciphertext and tag of 16)
+//! 20  12  nonce (public: zeros)
+//! 32   n  payload
+//! 32+n 4  CRC-32 (IEEE) of everything before
+//! ```
+//! Sealed: AES-256-GCM-SIV (RFC 8452) under a key from the store key, random nonce, associated data
+//! `"tde/hsm/object/v1" | HSM id | bytes 0..32 | object name`. A public object is only protected against rot here;
+//! what vouches for it is said where its payload is described.
+//!
+//! Bytes 0..6 and the place of the CRC stay the same in later versions, so that an unknown version and damage can be
+//! told apart.
+
+use aes_gcm_siv::aead::AeadInOut as _;
+use aes_gcm_siv::{Aes256GcmSiv, KeyInit as _, Nonce, Tag};
+use bincode::{Decode, Encode};
+use secret_mem::{LockedBox, SecretBytes};
+
+use crate::error::{Damage, HsmError, Result};
+use crate::format;
+use crate::store::{ObjectName, Store};
+
+const MAGIC: [u8; 4] = *b"tdeH";
+/// Format version this program reads and writes.
+pub(crate) const FORMAT: u16 = 1;
+const HEADER: usize = 32;
+const CRC: usize = 4;
+const TAG: usize = 16;
+const AAD_LABEL: &[u8] = b"tde/hsm/object/v1";
+
+/// What an object is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Header = 1,
+    User = 2,
+    Lockout = 3,
+    Root = 4,
+    MasterKey = 5,
+    Counters = 6,
+}
+
+impl Kind {
+    fn sealed(self) -> bool {
+        matches!(self, Self::Root | Self::MasterKey | Self::Counters)
+    }
+}
+
+/// A decoded object.
+#[derive(Debug)]
+pub(crate) struct Object<T> {
+    pub(crate) revision: u64,
+    pub(crate) value: T,
+}
+
+/// Seals and opens objects of one HSM.
+pub(crate) struct Sealer {
+    cipher: LockedBox<Aes256GcmSiv>,
+    hsm_id: [u8; 16],
+}
+
+impl Sealer {
+    pub(crate) fn new(key: &SecretBytes<32>, hsm_id: [u8; 16]) -> Self {
+        Self { cipher: LockedBox::new_with(|| Aes256GcmSiv::new(key.expose().into())), hsm_id }
+    }
+
+    /// Reads a sealed object; `None` if it is absent.
+    pub(crate) fn get<T: Decode<()>>(
+        &self,
+        store: &dyn Store,
+        kind: Kind,
+        name: &ObjectName,
+    ) -> Result<Option<Object<T>>> {
+        let Some(bytes) = store.get(name)? else { return Ok(None) };
+        let damaged = |d| damaged(store, name, d);
+        let envelope = Envelope::parse(store, kind, name, &bytes)?;
+        let mut payload = envelope.payload.to_vec();
+        self.open(&bytes[..HEADER], name, &mut payload).map_err(damaged)?;
+        Ok(Some(Object { revision: envelope.revision, value: format::decode(&payload).map_err(damaged)? }))
+    }
+
+    /// Writes a sealed object.
+    pub(crate) fn put<T: Encode>(
+        &self,
+        store: &dyn Store,
+        kind: Kind,
+        name: &ObjectName,
+        object: &Object<T>,
+    ) -> Result<()> {
+        let payload = format::encode(&object.value).map_err(|d| damaged(store, name, d))?;
+        let mut nonce = [0; 12];
+        secret_mem::random(&mut nonce)?;
+        let bytes = self.seal(kind, name, object.revision, payload, nonce);
+        Ok(store.put(name, &bytes)?)
+    }
+
+    fn seal(
+        &self,
+        kind: Kind,
+        name: &ObjectName,
+        revision: u64,
+        mut payload: Vec<u8>,
+        nonce: [u8; 12],
+    ) -> Vec<u8> {
+        let head = header(kind, revision, payload.len() + TAG, nonce);
+        let aad = self.aad(&head, name);
+        let tag = self
+            .cipher
+            .encrypt_inout_detached(&Nonce::from(nonce), &aad, payload.as_mut_slice().into())
+            .expect("payloads are far below the 2^36 bytes that RFC 8452 allows");
+        payload.extend_from_slice(&tag);
+        finish(head, &payload)
+    }
+
+    fn open(&self, head: &[u8], name: &ObjectName, payload: &mut Vec<u8>) -> Result<(), Damage> {
+        let Some(n) = payload.len().checked_sub(TAG) else {
+            return Err(Damage::Length { expected: TAG as u64, found: payload.len() as u64 });
+        };
+        let (text, tag) = payload.split_at_mut(n);
+        let tag = Tag::try_from(&*tag).map_err(|_| Damage::Seal)?;
+        let nonce = Nonce::try_from(&head[20..HEADER]).map_err(|_| Damage::Seal)?;
+        let aad = self.aad(head, name);
+        self.cipher.decrypt_inout_detached(&nonce, &aad, text.into(), &tag).map_err(|_| Damage::Seal)?;
+        payload.truncate(n);
+        Ok(())
+    }
+
+    fn aad(&self, head: &[u8], name: &ObjectName) -> Vec<u8> {
+        [AAD_LABEL, &self.hsm_id, head, name.as_str().as_bytes()].concat()
+    }
+}
+
+/// Reads a public object; `None` if it is absent.
+pub(crate) fn get_public<T: Decode<()>>(
+    store: &dyn Store,
+    kind: Kind,
+    name: &ObjectName,
+) -> Result<Option<Object<T>>> {
+    let Some(bytes) = store.get(name)? else { return Ok(None) };
+    let envelope = Envelope::parse(store, kind, name, &bytes)?;
+    let value = format::decode(envelope.payload).map_err(|d| damaged(store, name, d))?;
+    Ok(Some(Object { revision: envelope.revision, value }))
+}
+
+/// Writes a public object.
+pub(crate) fn put_public<T: Encode>(
+    store: &dyn Store,
+    kind: Kind,
+    name: &ObjectName,
+    object: &Object<T>,
+) -> Result<()> {
+    let payload = format::encode(&object.value).map_err(|d| damaged(store, name, d))?;
+    let bytes = finish(header(kind, object.revision, payload.len(), [0; 12]), &payload);
+    Ok(store.put(name, &bytes)?)
+}
+
+/// The error that an object which must exist does not.
+pub(crate) fn missing(store: &dyn Store, name: &ObjectName) -> HsmError {
+    HsmError::MissingObject { store: store.location(), object: name.to_string() }
+}
+
+/// The error that an object is damaged.
+pub(crate) fn damaged(store: &dyn Store, name: &ObjectName, damage: Damage) -> HsmError {
+    HsmError::Damaged { store: store.location(), object: name.to_string(), damage }
+}
+
+struct Envelope<'a> {
+    revision: u64,
+    payload: &'a [u8],
+}
+
+impl<'a> Envelope<'a> {
+    fn parse(store: &dyn Store, kind: Kind, name: &ObjectName, bytes: &'a [u8]) -> Result<Self> {
+        let damaged = |d| damaged(store, name, d);
+        let found = bytes.len() as u64;
+        let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() else {
+            return Err(damaged(Damage::Length { expected: (HEADER + CRC) as u64, found }));
+        };
+        let Some((payload, crc)) = rest.split_last_chunk::<CRC>() else {
+            return Err(damaged(Damage::Length { expected: (HEADER + CRC) as u64, found }));
+        };
+        if head[..4] != MAGIC {
+            return Err(damaged(Damage::Magic));
+        }
+        // Before the length: the checksum ends every version's objects, the length is this version's own.
+        if crc32fast::hash(&bytes[..HEADER + payload.len()]) != u32::from_le_bytes(*crc) {
+            return Err(damaged(match length_field(head) {
+                n if n != payload.len() as u64 => {
+                    Damage::Length { expected: n + (HEADER + CRC) as u64, found }
+                }
+                _ => Damage::Checksum,
+            }));
+        }
+        let version = u16::from_le_bytes([head[4], head[5]]);
+        if version != FORMAT {
+            return Err(HsmError::UnknownFormat {
+                store: store.location(),
+                object: name.to_string(),
+                found: version,
+                supported: FORMAT,
+            });
+        }
+        if length_field(head) != payload.len() as u64 {
+            return Err(damaged(Damage::Field("length")));
+        }
+        if head[6] != kind as u8 || head[7] != u8::from(kind.sealed()) {
+            return Err(damaged(Damage::Field("kind")));
+        }
+        let revision = u64::from_le_bytes([
+            head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15],
+        ]);
+        if revision == 0 {
+            return Err(damaged(Damage::Field("revision")));
+        }
+        Ok(Self { revision, payload })
+    }
+}
+
+fn length_field(head: &[u8; HEADER]) -> u64 {
+    u64::from(u32::from_le_bytes([head[16], head[17], head[18], head[19]]))
+}
+
+fn header(kind: Kind, revision: u64, payload: usize, nonce: [u8; 12]) -> [u8; HEADER] {
+    let mut head = [0; HEADER];
+    head[..4].copy_from_slice(&MAGIC);
+    head[4..6].copy_from_slice(&FORMAT.to_le_bytes());
+    head[6] = kind as u8;
+    head[7] = u8::from(kind.sealed());
+    head[8..16].copy_from_slice(&revision.to_le_bytes());
+    // `format::encode` keeps payloads below 4 MiB.
+    head[16..20].copy_from_slice(&(payload as u32).to_le_bytes());
+    head[20..].copy_from_slice(&nonce);
+    head
+}
+
+fn finish(head: [u8; HEADER], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = [&head, payload].concat();
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes
+}

@@ -1,0 +1,497 @@
+//! What a logged-in user does: use master keys, keep counters, check the log.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use secret_mem::SecretBytes;
+use uuid::Uuid;
+
+use crate::audit::{self, AuditReport, Entry, Event, Outcome, Record, Snapshot, Usage};
+use crate::error::{HsmError, Result};
+use crate::format::records;
+use crate::hsm::{new_line, new_version, write_user_record};
+use crate::keys::StoreKeys;
+use crate::login::lock_user;
+use crate::master_key::{
+    self, DataKey, KeyAttributes, KeyCipher, KeyHandle, KeyVersionState, MAX_VERSIONS, MasterKeyInfo,
+    Mechanism, Return, Wrapped,
+};
+use crate::object::{self, Kind, Object};
+use crate::pin::Pin;
+use crate::transaction::{self, Core, LOCK_WAIT, Transaction};
+use crate::user::{self, PinKdf, Role};
+
+/// Most master keys an HSM holds.
+pub const MAX_KEYS: usize = 1024;
+/// Most versions whose ciphers a session keeps ready.
+const MAX_READY: usize = 256;
+/// How long dropping a session may wait to log its end.
+const DROP_WAIT: Duration = Duration::from_secs(1);
+
+/// A logged-in user. Its keys are in locked memory and wiped when it is dropped.
+///
+/// A session belongs to the process that logged in: a forked child gets [`HsmError::Forked`] from everything, and
+/// dropping its copy wipes that copy and logs nothing. Several threads may use one session.
+///
+/// [`close`](Self::close) logs the end and what was used, and tells if that failed; dropping does the same and cannot tell.
+pub struct Session {
+    pub(crate) core: Core,
+    pub(crate) keys: StoreKeys,
+    user: records::UserPublic,
+    opener: u32,
+    /// Ciphers of versions used before. Versions never change their key, so an entry is never wrong.
+    ready: Mutex<HashMap<(Uuid, u32), Arc<KeyCipher>>>,
+    usage: Counts,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Counts {
+    wraps: AtomicU64,
+    unwraps: AtomicU64,
+    data_keys: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Session {
+    pub(crate) fn new(core: Core, keys: StoreKeys, user: records::UserPublic) -> Self {
+        Self {
+            core,
+            keys,
+            user,
+            opener: std::process::id(),
+            ready: Mutex::default(),
+            usage: Counts::default(),
+            closed: false,
+        }
+    }
+
+    /// The user's name.
+    pub fn user(&self) -> &str {
+        &self.user.name
+    }
+
+    /// The user's role.
+    pub fn role(&self) -> Role {
+        self.user.role
+    }
+
+    /// UUID of the HSM.
+    pub fn hsm_id(&self) -> Uuid {
+        Uuid::from_bytes(*self.core.hsm_id())
+    }
+
+    /// Finds a master key by its label.
+    ///
+    /// # Errors
+    /// [`HsmError::NoSuchKey`].
+    pub fn find_master_key(&self, label: &str) -> Result<KeyHandle> {
+        self.same_process()?;
+        let root = self.core.root(&self.keys)?.value;
+        match root.keys.into_iter().find(|k| k.label == label) {
+            Some(k) => Ok(KeyHandle { id: Uuid::from_bytes(k.id), label: k.label }),
+            None => Err(HsmError::NoSuchKey { label: label.into() }),
+        }
+    }
+
+    /// Makes a master key with one version. The key is made inside and never leaves.
+    ///
+    /// # Errors
+    /// The user may not use keys, the label is taken or not valid, there are [`MAX_KEYS`] already.
+    pub fn create_master_key(&self, label: &str, attributes: KeyAttributes) -> Result<KeyHandle> {
+        self.require(Role::CryptoUser, "make master keys")?;
+        master_key::check_label(label)?;
+        let mut tx = self.begin(LOCK_WAIT)?;
+        if tx.root().keys.iter().any(|k| k.label == label) {
+            return Err(HsmError::Duplicate { what: "master key", name: label.into() });
+        }
+        if tx.root().keys.len() >= MAX_KEYS {
+            return Err(HsmError::Full { what: "master keys", limit: MAX_KEYS });
+        }
+        let line = new_line(&self.keys, label, attributes)?;
+        let handle = KeyHandle { id: line.uuid(), label: label.into() };
+        tx.log(&[self.entry(Event::MasterKeyCreated { id: line.id, label: label.into() })])?;
+        let entry = records::KeyEntry { id: line.id, label: label.into(), revision: 1 };
+        tx.put(Kind::MasterKey, &master_key::object_name(handle.id)?, &Object { revision: 1, value: line })?;
+        tx.root_mut().keys.push(entry);
+        tx.commit()?;
+        Ok(handle)
+    }
+
+    /// Gives a master key a new version, which wraps from now on; the one before only unwraps. Returns its number.
+    ///
+    /// # Errors
+    /// The user may not use keys, the key does not exist, or it has [`MAX_VERSIONS`] already.
+    pub fn rotate_master_key(&self, key: &KeyHandle) -> Result<u32> {
+        self.require(Role::CryptoUser, "rotate master keys")?;
+        let mut tx = self.begin(LOCK_WAIT)?;
+        let mut line = self.line_in(tx.root(), key)?;
+        if line.value.versions.len() >= MAX_VERSIONS {
+            return Err(HsmError::Full { what: "versions of one master key", limit: MAX_VERSIONS });
+        }
+        let version = line.value.versions.last().map_or(0, |v| v.version) + 1;
+        for old in line.value.versions.iter_mut().filter(|v| v.state == KeyVersionState::Active) {
+            old.state = KeyVersionState::DecryptOnly;
+        }
+        line.value.versions.push(new_version(&self.keys, version)?);
+        line.revision += 1;
+        let label = line.value.label.clone();
+        tx.log(&[self.entry(Event::MasterKeyRotated { id: line.value.id, label, version })])?;
+        tx.put(Kind::MasterKey, &master_key::object_name(key.id)?, &line)?;
+        let id = line.value.id;
+        for entry in tx.root_mut().keys.iter_mut().filter(|k| k.id == id) {
+            entry.revision = line.revision;
+        }
+        tx.commit()?;
+        Ok(version)
+    }
+
+    /// The version that wraps new keys. Read from the store each time, as another process may have rotated.
+    ///
+    /// # Errors
+    /// The key does not exist or its newest version cannot be used.
+    pub fn primary_version(&self, key: &KeyHandle) -> Result<u32> {
+        Ok(self.line(key)?.primary()?.version)
+    }
+
+    /// Public facts of a master key.
+    ///
+    /// # Errors
+    /// The key does not exist.
+    pub fn master_key_info(&self, key: &KeyHandle) -> Result<MasterKeyInfo> {
+        Ok(self.line(key)?.info())
+    }
+
+    /// Public facts of all master keys, in the order they were made.
+    ///
+    /// # Errors
+    /// An object is damaged, stale or missing.
+    pub fn master_keys(&self) -> Result<Vec<MasterKeyInfo>> {
+        self.same_process()?;
+        let root = self.core.root(&self.keys)?.value;
+        let handle = |k: &records::KeyEntry| KeyHandle { id: Uuid::from_bytes(k.id), label: k.label.clone() };
+        root.keys.iter().map(|k| Ok(self.line_in(&root, &handle(k))?.value.info())).collect()
+    }
+
+    /// Wraps a key with the newest version of a master key.
+    ///
+    /// # Errors
+    /// The user may not use keys, or the master key cannot wrap.
+    pub fn wrap(&self, key: &KeyHandle, secret: &SecretBytes<32>) -> Result<Wrapped> {
+        self.wrap_with(Mechanism::AesKw, key, secret)
+    }
+
+    /// Unwraps a key that this master key wrapped.
+    ///
+    /// # Errors
+    /// The user or the master key does not allow keys in clear; [`HsmError::NoSuchKeyId`],
+    /// [`HsmError::NoSuchKeyVersion`], [`HsmError::KeyDestroyed`], [`HsmError::WrongKey`].
+    pub fn unwrap(&self, key: &KeyHandle, wrapped: &Wrapped) -> Result<SecretBytes<32>> {
+        self.unwrap_with(Mechanism::AesKw, key, wrapped)
+    }
+
+    /// Wraps with a mechanism; see [`wrap`](Self::wrap).
+    ///
+    /// # Errors
+    /// As [`wrap`](Self::wrap).
+    pub fn wrap_with(
+        &self,
+        mechanism: Mechanism,
+        key: &KeyHandle,
+        secret: &SecretBytes<32>,
+    ) -> Result<Wrapped> {
+        self.require(Role::CryptoUser, "wrap keys")?;
+        let wrapped = self.wrap_newest(mechanism, &self.line(key)?, secret)?;
+        self.usage.wraps.fetch_add(1, Ordering::Relaxed);
+        Ok(wrapped)
+    }
+
+    /// Unwraps with a mechanism; see [`unwrap`](Self::unwrap).
+    ///
+    /// # Errors
+    /// As [`unwrap`](Self::unwrap).
+    pub fn unwrap_with(
+        &self,
+        mechanism: Mechanism,
+        key: &KeyHandle,
+        wrapped: &Wrapped,
+    ) -> Result<SecretBytes<32>> {
+        self.require(Role::CryptoUser, "unwrap keys")?;
+        let cipher = match self.ready(key.id, wrapped.version) {
+            Some(cipher) => cipher,
+            None => {
+                let line = self.line(key)?;
+                self.check_plaintext(&line)?;
+                self.make_ready(&line, line.for_unwrap(wrapped.version)?)?
+            }
+        };
+        let Mechanism::AesKw = mechanism;
+        if let Some(secret) = cipher.unwrap(&wrapped.bytes) {
+            self.usage.unwraps.fetch_add(1, Ordering::Relaxed);
+            return Ok(secret);
+        }
+        self.usage.failures.fetch_add(1, Ordering::Relaxed);
+        Err(HsmError::WrongKey { id: key.id, label: key.label.clone(), version: wrapped.version })
+    }
+
+    /// Makes a random data key and wraps it with the newest version.
+    ///
+    /// # Errors
+    /// As [`wrap`](Self::wrap); for [`Return::Plaintext`] also [`HsmError::PlaintextForbidden`].
+    pub fn generate_data_key(&self, key: &KeyHandle, give: Return) -> Result<DataKey> {
+        self.require(Role::CryptoUser, "make data keys")?;
+        let line = self.line(key)?;
+        if give == Return::Plaintext {
+            self.check_plaintext(&line)?;
+        }
+        let secret = SecretBytes::<32>::random()?;
+        let wrapped = self.wrap_newest(Mechanism::AesKw, &line, &secret)?;
+        self.usage.data_keys.fetch_add(1, Ordering::Relaxed);
+        Ok(DataKey { wrapped, plaintext: (give == Return::Plaintext).then_some(secret) })
+    }
+
+    /// Fills `out` with random bytes of the operating system.
+    ///
+    /// # Errors
+    /// The generator fails.
+    pub fn random(&self, out: &mut [u8]) -> Result<()> {
+        self.same_process()?;
+        Ok(secret_mem::random(out)?)
+    }
+
+    /// Gives the logged-in user another PIN. The old one is worth nothing from then on, except for old copies of the store.
+    ///
+    /// # Errors
+    /// The PIN is too short, or the store cannot be written.
+    pub fn change_pin(&self, new: &Pin) -> Result<()> {
+        self.same_process()?;
+        self.set_pin(&self.user.name, new, Event::PinChanged)
+    }
+
+    /// Checks the whole audit log, MACs and anchor included, and shows each record to `visit`.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn verify_audit(&self, visit: &mut dyn FnMut(&Record)) -> Result<AuditReport> {
+        self.same_process()?;
+        let store = self.core.store();
+        let lock = store.lock(&transaction::lock_name(), LOCK_WAIT)?;
+        let (until, root) = (Snapshot::take(store)?, self.core.root(&self.keys)?);
+        drop(lock);
+        let keyed = Some((&self.keys.audit, root.value.anchor));
+        Ok(audit::verify(store, audit::genesis(self.core.hsm_id()), keyed, until, visit)?)
+    }
+
+    /// Reads and checks every object the root names. The audit log has [`verify_audit`](Self::verify_audit).
+    ///
+    /// # Errors
+    /// The first object that is damaged, stale or missing.
+    pub fn verify_store(&self) -> Result<()> {
+        self.same_process()?;
+        let root = self.core.root(&self.keys)?.value;
+        for entry in &root.users {
+            let name = user::record_name(&entry.name)?;
+            let user: Object<records::User> = object::get_public(self.core.store(), Kind::User, &name)?
+                .ok_or_else(|| object::missing(self.core.store(), &name))?;
+            self.core.check_revision(&name, user.revision, entry.revision)?;
+            crate::login::read_lockout(&self.core, &entry.name)?;
+        }
+        for entry in &root.keys {
+            let handle = KeyHandle { id: Uuid::from_bytes(entry.id), label: entry.label.clone() };
+            let line = self.line_in(&root, &handle)?.value;
+            for version in &line.versions {
+                if version.state != KeyVersionState::Destroyed {
+                    self.master_key(&line, version)?;
+                }
+            }
+        }
+        self.counters_in(&root).map(|_| ())
+    }
+
+    /// Logs what was used since the login or the last call.
+    ///
+    /// # Errors
+    /// The log cannot be written.
+    pub fn log_usage(&self) -> Result<()> {
+        self.same_process()?;
+        let usage = self.usage.take();
+        if usage == Usage::default() {
+            return Ok(());
+        }
+        self.log(self.entry(Event::Used(usage)), LOCK_WAIT)
+    }
+
+    /// Logs the end of the session and wipes its keys.
+    ///
+    /// # Errors
+    /// The log cannot be written. The keys are wiped nevertheless.
+    pub fn close(mut self) -> Result<()> {
+        self.closed = true;
+        self.same_process()?;
+        self.log(self.entry(Event::Logout(self.usage.take())), LOCK_WAIT)
+    }
+
+    pub(crate) fn begin(&self, wait: Duration) -> Result<Transaction<'_>> {
+        Transaction::begin(&self.core, &self.keys, wait)
+    }
+
+    pub(crate) fn entry(&self, event: Event) -> Entry {
+        Entry::ok(&self.user.name, event)
+    }
+
+    fn log(&self, entry: Entry, wait: Duration) -> Result<()> {
+        let mut tx = self.begin(wait)?;
+        tx.log(&[entry])?;
+        tx.commit()
+    }
+
+    pub(crate) fn same_process(&self) -> Result<()> {
+        if self.opener == std::process::id() { Ok(()) } else { Err(HsmError::Forked { opener: self.opener }) }
+    }
+
+    /// Refuses, and logs, what the role does not include.
+    pub(crate) fn require(&self, role: Role, action: &'static str) -> Result<()> {
+        self.same_process()?;
+        if self.user.role == role {
+            return Ok(());
+        }
+        let user = self.user.name.clone();
+        let event = Event::Refused { action: action.into() };
+        self.log(Entry { user: user.clone(), event, outcome: Outcome::Refused }, LOCK_WAIT)?;
+        Err(HsmError::NotAllowed { user, role: self.user.role, action })
+    }
+
+    /// Gives a user another PIN and clears the failure counter. Takes the user's lock first, as a login does.
+    pub(crate) fn set_pin(&self, name: &str, pin: &Pin, event: Event) -> Result<()> {
+        pin.check_new()?;
+        let _user_lock = lock_user(&self.core, name)?;
+        let mut tx = self.begin(LOCK_WAIT)?;
+        let record = crate::login::read_user(&self.core, name)?;
+        let mut public = record.value.public;
+        public.kdf = PinKdf::for_pin(pin, public.kdf.cost());
+        public.pin_set = crate::Timestamp::now();
+        secret_mem::random(&mut public.salt)?;
+        let revision = record.revision + 1;
+        tx.log(&[self.entry(event)])?;
+        write_user_record(&self.core, &self.keys, public, pin, revision)?;
+        for entry in tx.root_mut().users.iter_mut().filter(|u| u.name == name) {
+            entry.revision = revision;
+        }
+        self.clear_lockout(name)?;
+        tx.commit()
+    }
+
+    /// Clears a user's failure counter, also one that is damaged. Call it under the user's lock.
+    pub(crate) fn clear_lockout(&self, name: &str) -> Result<()> {
+        let revision = match crate::login::read_lockout(&self.core, name) {
+            Ok(old) => old.revision + 1,
+            Err(HsmError::Damaged { .. } | HsmError::MissingObject { .. }) => 1,
+            Err(e) => return Err(e),
+        };
+        let cleared = Object { revision, value: records::Lockout::cleared() };
+        crate::hsm::write_lockout(&self.core, name, &cleared)
+    }
+
+    fn check_plaintext(&self, line: &records::KeyLine) -> Result<()> {
+        let who = if !self.user.rights.plaintext_data_keys {
+            format!("user \"{}\"", self.user.name)
+        } else if !line.attributes.plaintext_data_keys {
+            "users of this master key".into()
+        } else {
+            return Ok(());
+        };
+        Err(HsmError::PlaintextForbidden { label: line.label.clone(), who })
+    }
+
+    fn line(&self, key: &KeyHandle) -> Result<records::KeyLine> {
+        self.same_process()?;
+        Ok(self.line_in(&self.core.root(&self.keys)?.value, key)?.value)
+    }
+
+    /// The line of a key. The root is read before: lines are written before the root, so they are never older.
+    fn line_in(&self, root: &records::Root, key: &KeyHandle) -> Result<Object<records::KeyLine>> {
+        let Some(entry) = root.keys.iter().find(|k| k.id == *key.id.as_bytes()) else {
+            return Err(HsmError::NoSuchKeyId { id: key.id, label: key.label.clone() });
+        };
+        let (store, name) = (self.core.store(), master_key::object_name(key.id)?);
+        let line: Object<records::KeyLine> = self
+            .keys
+            .sealer
+            .get(store, Kind::MasterKey, &name)?
+            .ok_or_else(|| object::missing(store, &name))?;
+        line.value.check(key.id).map_err(|d| object::damaged(store, &name, d))?;
+        self.core.check_revision(&name, line.revision, entry.revision)?;
+        Ok(line)
+    }
+
+    fn wrap_newest(
+        &self,
+        mechanism: Mechanism,
+        line: &records::KeyLine,
+        secret: &SecretBytes<32>,
+    ) -> Result<Wrapped> {
+        let newest = line.primary()?;
+        let cipher = match self.ready(line.uuid(), newest.version) {
+            Some(cipher) => cipher,
+            None => self.make_ready(line, newest)?,
+        };
+        let Mechanism::AesKw = mechanism;
+        Ok(Wrapped { version: newest.version, bytes: cipher.wrap(secret) })
+    }
+
+    fn ready(&self, id: Uuid, version: u32) -> Option<Arc<KeyCipher>> {
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        ready.get(&(id, version)).map(Arc::clone)
+    }
+
+    fn make_ready(&self, line: &records::KeyLine, version: &records::KeyVersion) -> Result<Arc<KeyCipher>> {
+        let cipher = Arc::new(KeyCipher::new(&self.master_key(line, version)?));
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        if ready.len() >= MAX_READY {
+            ready.clear();
+        }
+        ready.insert((line.uuid(), version.version), Arc::clone(&cipher));
+        Ok(cipher)
+    }
+
+    /// A version's key, for a moment, in locked memory.
+    fn master_key(&self, line: &records::KeyLine, version: &records::KeyVersion) -> Result<SecretBytes<32>> {
+        let name = master_key::object_name(line.uuid())?;
+        let damaged =
+            || object::damaged(self.core.store(), &name, crate::error::Damage::Field("wrapped master key"));
+        self.keys.wrapper.unwrap(&version.wrapped).ok_or_else(damaged)
+    }
+}
+
+impl Counts {
+    fn take(&self) -> Usage {
+        let take = |n: &AtomicU64| n.swap(0, Ordering::Relaxed);
+        Usage {
+            wraps: take(&self.wraps),
+            unwraps: take(&self.unwraps),
+            data_keys: take(&self.data_keys),
+            failures: take(&self.failures),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.closed && self.same_process().is_ok() {
+            // Nobody is left to tell; who must know calls `close`. The keys are wiped by their own types.
+            let _ = self.log(self.entry(Event::Logout(self.usage.take())), DROP_WAIT);
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("hsm", &self.core.header.label)
+            .field("user", &self.user.name)
+            .finish_non_exhaustive()
+    }
+}
