@@ -1,11 +1,15 @@
 //! Shared by the tests: hex, keys and files of vectors.
 #![allow(dead_code, reason = "every test file uses a part of this")]
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 pub(crate) mod google_hctr2;
+pub(crate) mod real_pages;
 pub(crate) mod rfc8452;
 
 use std::path::{Path, PathBuf};
 
+use page_cipher::CipherId;
+use page_cipher::pg::Page;
 use secret_mem::SecretBytes;
 use serde_json::Value;
 
@@ -40,3 +44,45 @@ impl Vectors {
         self.0.as_array().unwrap()
     }
 }
+
+/// A page with a header as given and a pattern in all other bytes (`(31 i + 7 (i / 256) + 3) mod 256` at offset i).
+pub(crate) fn page(lsn: u64, [lower, upper, special]: [u16; 3]) -> Page {
+    let mut page: Page = std::array::from_fn(|i| (i * 31 + i / 256 * 7 + 3) as u8);
+    set_lsn(&mut page, lsn);
+    page[8..10].copy_from_slice(&0xabcd_u16.to_le_bytes());
+    for (at, field) in [(10, 0), (12, lower), (14, upper), (16, special), (18, 0x2004)] {
+        page[at..at + 2].copy_from_slice(&field.to_le_bytes());
+    }
+    page[20..24].fill(0);
+    page
+}
+
+pub(crate) fn set_lsn(page: &mut Page, lsn: u64) {
+    page[..4].copy_from_slice(&((lsn >> 32) as u32).to_le_bytes());
+    page[4..8].copy_from_slice(&(lsn as u32).to_le_bytes());
+}
+
+pub(crate) const LSN: u64 = 0x0000_0001_2345_6789;
+
+pub(crate) fn heap_page() -> Page {
+    page(LSN, [100, 1024, 8192])
+}
+
+pub(crate) fn map_page() -> Page {
+    page(LSN, [24, 8192, 8192])
+}
+
+/// The key 00 01 .. 1f.
+pub(crate) fn data_key() -> SecretBytes<32> {
+    secret(&(0..32).collect::<Vec<u8>>())
+}
+
+/// What opening gives back: the page with `pd_checksum` zero.
+pub(crate) fn without_checksum(page: &Page) -> Page {
+    let mut page = *page;
+    page[8..10].fill(0);
+    page
+}
+
+/// Only the ciphers that can encrypt pages.
+pub(crate) const PAGE_CIPHERS: [CipherId; 2] = [CipherId::Aes256Hctr2, CipherId::Aes256Xts];
