@@ -13,7 +13,7 @@ export PGRX_PG_CONFIG_PATH ?= $(PG_CONFIG)
 export RUST_TEST_THREADS ?= 2
 
 PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG_MAJOR) \
-	gcc clang libclang-dev pkg-config python3 python3-pip make
+	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test bench soak lint install install-files clean-scratch

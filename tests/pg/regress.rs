@@ -1,0 +1,131 @@
+//! PostgreSQL's own regression suite gives the same results in an encrypted tablespace as in a plain one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tde_tests::{Cluster, Scratch, command_output, files, plain_mode};
+
+/// The tests of the suite, from the source package of the installed server.
+fn source(scratch: &Path) -> PathBuf {
+    let root = scratch.join("source");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("regress-source.sh");
+    command_output(Command::new(script).arg(&root).arg("15"));
+    root.join("src/test/regress")
+}
+
+/// C functions that the suite's SQL calls.
+fn libraries(source: &Path, scratch: &Path) -> PathBuf {
+    let dir = scratch.join("lib");
+    fs::create_dir(&dir).unwrap();
+    let ask = |what: &str| {
+        let printed = command_output(Command::new("/usr/lib/postgresql/15/bin/pg_config").arg(what));
+        printed.trim().to_owned()
+    };
+    command_output(
+        Command::new("gcc")
+            .args(["-O1", "-fPIC", "-shared", "-w"])
+            .arg(format!("-I{}", ask("--includedir-server")))
+            .arg(source.join("regress.c"))
+            .arg("-o")
+            .arg(dir.join("regress.so")),
+    );
+    for module in ["autoinc.so", "refint.so"] {
+        fs::copy(Path::new(&ask("--pkglibdir")).join(module), dir.join(module)).unwrap();
+    }
+    dir
+}
+
+/// What each test printed, and how many of them pg_regress called failed.
+struct Results {
+    printed: BTreeMap<String, String>,
+    summary: String,
+    /// Files in the tablespace when all was done.
+    files: usize,
+}
+
+fn run(source: &Path, libraries: &Path, encrypted: bool) -> Results {
+    // Both clusters look alike from SQL but for pg_tde itself.
+    let cluster = Cluster::builder()
+        .conf("max_prepared_transactions", "2")
+        .conf("shared_buffers", "32MB")
+        .conf("bytea_output", "hex")
+        .conf("max_wal_size", "2GB")
+        .conf("checkpoint_timeout", "30s")
+        .conf("autovacuum_naptime", "10s")
+        .conf("timezone", "PST8PDT")
+        .conf("datestyle", "Postgres, MDY")
+        .start();
+    let dir = if encrypted { cluster.encrypted_tablespace("area") } else { cluster.plain_tablespace("area") };
+    cluster.run("CREATE DATABASE regression TEMPLATE template0 TABLESPACE area STRATEGY wal_log");
+    let out = cluster.ts_dir().join("out");
+    fs::create_dir(&out).unwrap();
+    cluster.root().own(&out);
+    let mut command = cluster.tool("/usr/lib/postgresql/15/lib/pgxs/src/test/regress/pg_regress");
+    command
+        .arg(format!("--inputdir={}", source.display()))
+        .arg(format!("--outputdir={}", out.display()))
+        .arg(format!("--dlpath={}", libraries.display()))
+        .arg(format!("--bindir={}", cluster.root().bin("").display()))
+        .arg(format!("--schedule={}", source.join("parallel_schedule").display()))
+        .args(["--use-existing", "--dbname=regression", "--max-concurrent-tests=20"])
+        .args(["--host", cluster.dir().join("sock").to_str().unwrap(), "--port=5432", "--user=postgres"]);
+    // Its exit code counts differences from the expected output, which both runs may have.
+    let output = command.output().unwrap();
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    let summary = report.lines().rev().find(|l| l.contains("tests passed") || l.contains("tests failed"));
+    let summary = summary.unwrap_or_else(|| panic!("pg_regress did not finish:\n{report}")).trim().to_owned();
+    let printed = fs::read_dir(out.join("results"))
+        .unwrap()
+        .flatten()
+        .filter(|e| e.path().extension().is_some_and(|x| x == "out"))
+        .map(|e| {
+            (
+                e.file_name().into_string().unwrap(),
+                String::from_utf8_lossy(&fs::read(e.path()).unwrap()).into_owned(),
+            )
+        })
+        .collect();
+    if encrypted && !plain_mode() {
+        cluster.run("CHECKPOINT");
+        let damaged = cluster.rows("SELECT * FROM tde.verify_tablespace('area') WHERE damaged > 0");
+        assert!(damaged.is_empty(), "{damaged:?}");
+    }
+    Results { printed, summary, files: files::files_below(&dir).len() }
+}
+
+/// The first lines in which two outputs differ.
+fn difference(a: &str, b: &str) -> Option<String> {
+    if a == b {
+        return None;
+    }
+    let at = a
+        .lines()
+        .zip(b.lines())
+        .position(|(a, b)| a != b)
+        .unwrap_or(a.lines().count().min(b.lines().count()));
+    let show = |text: &str| text.lines().skip(at.saturating_sub(3)).take(12).collect::<Vec<_>>().join("\n  ");
+    Some(format!("line {}:\n plain:\n  {}\n encrypted:\n  {}", at + 1, show(a), show(b)))
+}
+
+#[test]
+fn the_servers_own_regression_suite_cannot_tell_the_difference() {
+    let scratch = Scratch::new();
+    let source = source(scratch.path());
+    let libraries = libraries(&source, scratch.path());
+    let plain = run(&source, &libraries, false);
+    let encrypted = run(&source, &libraries, true);
+    println!("plain: {}\nencrypted: {}", plain.summary, encrypted.summary);
+    assert!(plain.printed.len() > 190, "{} tests ran", plain.printed.len());
+    assert!(encrypted.files > 500, "the tablespace holds {} files", encrypted.files);
+    let names: Vec<_> = encrypted.printed.keys().collect();
+    assert_eq!(names, plain.printed.keys().collect::<Vec<_>>());
+    let differences: Vec<_> = plain
+        .printed
+        .iter()
+        .filter_map(|(name, text)| difference(text, &encrypted.printed[name]).map(|d| format!("{name} {d}")))
+        .collect();
+    assert!(differences.is_empty(), "{} tests differ:\n{}", differences.len(), differences.join("\n\n"));
+    assert_eq!(plain.summary, encrypted.summary);
+}
