@@ -246,6 +246,7 @@ impl Store for FileStore {
         let Some((file, _)) = self.open_file(&file_name, OFlags::RDWR)? else {
             return Err(io_error("open", path(), Errno::NOENT));
         };
+        step("truncate: begin");
         file.set_len(len).map_err(|e| io_err("truncate", path(), e))?;
         file.sync_all().map_err(|e| io_err("sync", path(), e))
     }
