@@ -1,1 +1,36 @@
-//! Transparent data encryption for stock PostgreSQL
+//! Transparent data encryption for stock PostgreSQL.
+//!
+//! Loaded by `shared_preload_libraries`, the library replaces four entries of the server's storage manager table, so
+//! that every page of an encrypted tablespace is ciphertext in its file and plaintext in shared buffers.
+//!
+//! ```text
+//! ffi/         everything unsafe: table, hooks, the server's functions, SQL functions, start-up
+//! page_io      what happens to a page between buffer and disk
+//! process      what one server process knows: ciphers and a view of the key table
+//! key_table    the keys of the running server, in shared memory of our own
+//! keys         from the HSM and the keyring into the key table
+//! tablespace   changing how a tablespace is stored
+//! placeholder  torn pages that recovery meets before their image
+//! double_write pages that the WAL cannot repair when they are torn
+//! wal          the record that carries key lines to standbys
+//! verify       reads the files and tries to open every page
+//! compat       every difference between PostgreSQL versions
+//! ```
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
+mod compat;
+mod double_write;
+#[allow(unsafe_code)]
+mod ffi;
+mod key_table;
+mod keys;
+mod page_io;
+mod pin_command;
+mod placeholder;
+mod process;
+mod report;
+mod settings;
+mod tablespace;
+mod verify;
+mod wal;

@@ -1,0 +1,96 @@
+\echo Use "CREATE EXTENSION pg_tde" to load this file. \quit
+
+CREATE FUNCTION tde.encrypt_tablespace(name text, cipher text DEFAULT NULL)
+RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'encrypt_tablespace_wrapper';
+COMMENT ON FUNCTION tde.encrypt_tablespace(text, text) IS
+'encrypt everything that is stored in an empty tablespace from now on; returns the job that does the rest, NULL if there is none';
+
+CREATE FUNCTION tde.rotate_master_key()
+RETURNS integer
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'rotate_master_key_wrapper';
+COMMENT ON FUNCTION tde.rotate_master_key() IS
+'make a new version of the master key and wrap every data key under it; no page is touched';
+
+CREATE FUNCTION tde.tablespace_is_encrypted(tablespace oid)
+RETURNS boolean
+LANGUAGE c STRICT STABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'tablespace_is_encrypted_wrapper';
+COMMENT ON FUNCTION tde.tablespace_is_encrypted(oid) IS
+'whether what is stored in a tablespace is encrypted';
+
+CREATE FUNCTION tde.is_encrypted(relation regclass)
+RETURNS boolean
+LANGUAGE sql STRICT STABLE PARALLEL SAFE
+SET search_path = pg_catalog
+AS $$
+    SELECT tde.tablespace_is_encrypted(coalesce(nullif(c.reltablespace, 0), d.dattablespace))
+    FROM pg_class c, pg_database d
+    WHERE c.oid = relation AND d.datname = current_database() AND c.relkind IN ('r', 'i', 'm', 't', 'S')
+$$;
+COMMENT ON FUNCTION tde.is_encrypted(regclass) IS
+'whether the storage of a relation is encrypted; NULL for what has no storage';
+
+CREATE FUNCTION tde.check_files(name text)
+RETURNS TABLE (database oid, relfilenode oid, fork text, blocks bigint, zero_blocks bigint,
+               damaged bigint, first_damaged bigint, detail text)
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'check_files_wrapper';
+COMMENT ON FUNCTION tde.check_files(text) IS
+'what tde.verify_tablespace finds, without names';
+
+CREATE FUNCTION tde.verify_tablespace(name text)
+RETURNS TABLE (database name, relation text, fork text, blocks bigint, zero_blocks bigint,
+               damaged bigint, first_damaged bigint, detail text)
+LANGUAGE sql STRICT VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog
+AS $$
+    SELECT d.datname,
+           coalesce(CASE WHEN d.datname = current_database()
+                         THEN pg_filenode_relation(t.oid, f.relfilenode)::text END,
+                    'relfilenode ' || f.relfilenode),
+           f.fork, f.blocks, f.zero_blocks, f.damaged, f.first_damaged, f.detail
+    FROM tde.check_files(verify_tablespace.name) f
+    JOIN pg_tablespace t ON t.spcname = verify_tablespace.name
+    LEFT JOIN pg_database d ON d.oid = f.database
+    ORDER BY f.damaged DESC, 1, 2, 3
+$$;
+COMMENT ON FUNCTION tde.verify_tablespace(text) IS
+'open every page in the files of an encrypted tablespace and report those that do not open';
+
+CREATE FUNCTION tde.tablespace_lines()
+RETURNS TABLE (line bigint, tablespace oid, cipher text, key_version integer,
+               encrypted_from text, dropped_at text, unwrapped boolean)
+LANGUAGE c STRICT VOLATILE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'tablespace_lines_wrapper';
+
+CREATE FUNCTION tde.key_versions()
+RETURNS TABLE (line bigint, scope text, state text, cipher text, key_version integer,
+               key_state text, created timestamptz, master_key_version integer)
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'key_versions_wrapper';
+
+CREATE FUNCTION tde.counters()
+RETURNS TABLE (pages_encrypted bigint, pages_decrypted bigint, pages_refused bigint,
+               torn_maps bigint, double_writes bigint, torn_in_recovery bigint)
+LANGUAGE c STRICT VOLATILE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'counters_wrapper';
+
+CREATE VIEW tde.tablespaces AS
+    SELECT t.spcname AS name, t.oid, CASE WHEN l.line IS NULL THEN 'plain' ELSE 'encrypted' END AS state,
+           l.cipher, l.key_version, l.line AS key_line, l.encrypted_from::pg_lsn AS encrypted_from
+    FROM pg_catalog.pg_tablespace t
+    LEFT JOIN tde.tablespace_lines() l ON l.tablespace = t.oid AND l.dropped_at IS NULL;
+COMMENT ON VIEW tde.tablespaces IS 'every tablespace and how it is stored';
+
+CREATE VIEW tde.keys AS SELECT * FROM tde.key_versions();
+COMMENT ON VIEW tde.keys IS 'every version of every data key in the keyring, without the keys';
+
+CREATE VIEW tde.stats AS SELECT * FROM tde.counters();
+COMMENT ON VIEW tde.stats IS 'pages since the server started';
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tde FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA tde FROM PUBLIC;
+REVOKE ALL ON SCHEMA tde FROM PUBLIC;

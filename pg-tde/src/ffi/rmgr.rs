@@ -1,0 +1,105 @@
+//! The resource manager that brings keyring lines to standbys and through recovery.
+
+use std::ffi::{CStr, c_char};
+
+use pgrx::pg_sys::{self, RmgrData, StringInfo, XLogReaderState};
+use pgrx::prelude::*;
+
+use super::server::{self, Lock};
+use crate::keys::{KeyError, LineFacts};
+use crate::{placeholder, report, settings, tablespace, wal};
+
+/// Our resource manager's ID, in every WAL that pg_tde ever wrote: never to be changed.
+pub(crate) const ID: u8 = 158;
+
+/// Name that the server shows.
+const NAME: &CStr = c"pg_tde";
+
+/// Registers the resource manager. Called while libraries are preloaded.
+pub(crate) fn register() {
+    let manager = RmgrData {
+        rm_name: NAME.as_ptr(),
+        rm_redo: Some(redo),
+        rm_desc: Some(describe),
+        rm_identify: Some(identify),
+        rm_cleanup: Some(cleanup),
+        ..RmgrData::default()
+    };
+    // SAFETY: the server copies the struct; its name and functions live as long as this library, which is never unloaded.
+    unsafe { pg_sys::RegisterCustomRmgr(ID, (&raw const manager).cast_mut()) }
+}
+
+/// The record's `info` bits that are ours, and its payload.
+///
+/// # Safety
+/// `reader` holds a decoded record.
+unsafe fn record<'a>(reader: *mut XLogReaderState) -> (u8, &'a [u8]) {
+    // SAFETY: the caller's promise; the payload stays in place while the callback runs.
+    unsafe {
+        let record = &*(*reader).record;
+        let info = record.header.xl_info & !(pg_sys::XLR_INFO_MASK as u8);
+        let length = record.main_data_len as usize;
+        let payload =
+            if length == 0 { &[] } else { std::slice::from_raw_parts(record.main_data.cast::<u8>(), length) };
+        (info, payload)
+    }
+}
+
+/// `rm_redo`: stores the line in the keyring and puts it into force.
+#[pg_guard]
+unsafe extern "C-unwind" fn redo(reader: *mut XLogReaderState) {
+    // SAFETY: the server passes a decoded record of ours.
+    let (info, payload) = unsafe { record(reader) };
+    if info != wal::KEYRING_LINE {
+        report::redo_failed(&format!("unknown record type {info:#04x}"));
+        return;
+    }
+    if let Err(error) = redo_line(payload) {
+        report::redo_failed(&report::chain(error.as_ref()));
+    }
+}
+
+fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+    let (facts, exported) = wal::decode(payload)?;
+    let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
+    keyring::Keyring::import(&settings::keyring_directory(), exported).map_err(KeyError::from)?;
+    let _lock = server::lock(Lock::State, true);
+    let index = LineFacts::add_to(&facts, table)?;
+    table.set_logged(index);
+    Ok(())
+}
+
+/// `rm_cleanup`: redo has ended; what it could not repair ends the server here, before anybody reads it.
+#[pg_guard]
+unsafe extern "C-unwind" fn cleanup() {
+    if let Some(table) = tablespace::key_table()
+        && let Err(torn) = placeholder::settle(table)
+    {
+        report::still_torn(&torn, true);
+    }
+}
+
+/// `rm_desc`: what `pg_waldump` and `pg_walinspect` print.
+#[pg_guard]
+unsafe extern "C-unwind" fn describe(buffer: StringInfo, reader: *mut XLogReaderState) {
+    // SAFETY: the server passes a decoded record of ours.
+    let (_, payload) = unsafe { record(reader) };
+    let text = match wal::decode(payload) {
+        Ok((facts, _)) => format!(
+            "line {} version {} tablespace {} cipher {}",
+            facts.line, facts.version, facts.tablespace, facts.cipher
+        ),
+        Err(error) => error.to_string(),
+    };
+    // SAFETY: appends `text.len()` bytes to the server's buffer.
+    unsafe { pg_sys::appendBinaryStringInfo(buffer, text.as_ptr().cast(), text.len() as _) };
+}
+
+/// `rm_identify`
+#[pg_guard]
+unsafe extern "C-unwind" fn identify(info: u8) -> *const c_char {
+    match info & !(pg_sys::XLR_INFO_MASK as u8) {
+        wal::KEYRING_LINE => wal::KEYRING_LINE_NAME.as_ptr(),
+        _ => std::ptr::null(),
+    }
+}

@@ -1,0 +1,276 @@
+//! The server's own functions, made safe to call.
+//!
+//! pgrx turns an `ERROR` raised by any of them into a Rust panic, which `#[pg_guard]` on our entry points turns back into
+//! the same `ERROR`. Server processes have one thread.
+
+use std::ffi::{CStr, CString, c_void};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use page_cipher::pg::{self, PAGE_SIZE, Page};
+use pgrx::pg_sys;
+
+use crate::compat::{self, RelationId};
+
+/// Name of our lock tranche, as `pg_stat_activity.wait_event` shows it.
+const TRANCHE: &CStr = c"pg_tde_state";
+
+/// Our locks; the number is the place in the tranche.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lock {
+    /// How tablespaces are stored: shared to create a file, exclusive to change it.
+    State = 0,
+    /// The double-write files.
+    DoubleWrite = 1,
+}
+
+const LOCKS: i32 = 2;
+
+static TRANCHE_START: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
+static CONTROL_FILE: AtomicPtr<pg_sys::ControlFileData> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Whether this process replays WAL (the startup process, or a standalone backend in recovery).
+pub(crate) fn in_redo() -> bool {
+    // SAFETY: a plain global of this process.
+    unsafe { pg_sys::InRecovery }
+}
+
+/// Whether the server as a whole is in recovery.
+pub(crate) fn recovery_in_progress() -> bool {
+    // SAFETY: reads shared memory that every process is attached to before it touches a page.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
+/// Whether redo has passed the point from which the data is consistent. Known to the startup process only.
+pub(crate) fn reached_consistency() -> bool {
+    // SAFETY: a plain global of this process.
+    unsafe { pg_sys::reachedConsistency }
+}
+
+/// End of the last WAL record that was replayed.
+pub(crate) fn replay_position() -> u64 {
+    // SAFETY: a null timeline pointer is allowed; the rest is shared memory under its spinlock.
+    unsafe { pg_sys::GetXLogReplayRecPtr(std::ptr::null_mut()) }
+}
+
+/// Where the next WAL record will go.
+pub(crate) fn insert_position() -> u64 {
+    // SAFETY: reads shared memory under its spinlock; WAL may be inserted where this is called.
+    unsafe { pg_sys::GetXLogInsertRecPtr() }
+}
+
+/// Makes WAL durable up to a position.
+pub(crate) fn flush_wal(up_to: u64) {
+    // SAFETY: called by backends that may write WAL.
+    unsafe { pg_sys::XLogFlush(up_to) }
+}
+
+/// Inserts a record of our resource manager, makes it durable and returns its end.
+pub(crate) fn log_record(info: u8, payload: &[u8]) -> u64 {
+    // SAFETY: the payload outlives XLogInsert, which copies it; no buffer is registered.
+    unsafe {
+        pg_sys::XLogBeginInsert();
+        pg_sys::XLogRegisterData(payload.as_ptr().cast_mut().cast(), payload.len() as _);
+        let end = pg_sys::XLogInsert(super::rmgr::ID, info);
+        pg_sys::XLogFlush(end);
+        end
+    }
+}
+
+/// Whether the cluster has data checksums.
+pub(crate) fn data_checksums() -> bool {
+    // SAFETY: reads the control file's copy in shared memory.
+    unsafe { pg_sys::DataChecksumsEnabled() }
+}
+
+/// The cluster's identifier from `pg_control`.
+pub(crate) fn system_identifier() -> u64 {
+    // SAFETY: the control file is read before libraries are preloaded.
+    unsafe { pg_sys::GetSystemIdentifier() }
+}
+
+/// Redo pointer of the last checkpoint that was completed: where recovery would begin. 0 before shared memory exists.
+pub(crate) fn completed_redo() -> u64 {
+    let control = CONTROL_FILE.load(Ordering::Relaxed);
+    if control.is_null() {
+        return 0;
+    }
+    // SAFETY: points to the control file in shared memory, which is there for the life of this process. The word is
+    // aligned, so a read races with the checkpointer's write only in whether it sees the old or the new value.
+    unsafe { (&raw const (*control).checkPointCopy.redo).read_volatile() }
+}
+
+/// Asks for what [`attach`] finds later. Called while shared memory is sized.
+pub(crate) fn request_shared_memory() {
+    // SAFETY: called in shmem_request_hook, or before shared memory is created.
+    unsafe { pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), LOCKS) }
+}
+
+/// Finds our lock and the control file in shared memory that was just created.
+pub(crate) fn attach() {
+    // SAFETY: called in shmem_startup_hook, where the tranche that was requested exists.
+    let start = unsafe { pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr()) };
+    TRANCHE_START.store(start, Ordering::Relaxed);
+    let mut found = false;
+    // SAFETY: shmem.c returns the existing structure of that name and size (access/transam/xlog.c XLOGShmemInit makes
+    // it); a server with another size raises an error.
+    let control = unsafe {
+        pg_sys::ShmemInitStruct(
+            c"Control File".as_ptr(),
+            size_of::<pg_sys::ControlFileData>(),
+            &raw mut found,
+        )
+    };
+    if found {
+        CONTROL_FILE.store(control.cast(), Ordering::Relaxed);
+    }
+}
+
+/// Holds one of our locks; released on drop.
+pub(crate) struct Locked(*mut pg_sys::LWLock);
+
+fn lock_pointer(which: Lock) -> Option<*mut pg_sys::LWLock> {
+    let start = TRANCHE_START.load(Ordering::Relaxed);
+    // SAFETY: the tranche has `LOCKS` locks, of which `which` is one, in shared memory.
+    (!start.is_null()).then(|| unsafe { &raw mut (*start.add(which as usize)).lock })
+}
+
+/// Waits for a lock. `None` before shared memory exists (bootstrap), when there is one process.
+pub(crate) fn lock(which: Lock, exclusive: bool) -> Option<Locked> {
+    let lock = lock_pointer(which)?;
+    let mode = if exclusive { pg_sys::LWLockMode::LW_EXCLUSIVE } else { pg_sys::LWLockMode::LW_SHARED };
+    // SAFETY: the lock lives in shared memory as long as this process.
+    unsafe { pg_sys::LWLockAcquire(lock, mode) };
+    Some(Locked(lock))
+}
+
+/// Whether this process holds a lock already.
+pub(crate) fn holds(which: Lock) -> bool {
+    // SAFETY: as in `lock`.
+    lock_pointer(which).is_some_and(|lock| unsafe { pg_sys::LWLockHeldByMe(lock) })
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // SAFETY: the lock was acquired in `lock`. After an ERROR the server has reset the hold-off count and will
+        // release all locks itself when the transaction aborts.
+        unsafe {
+            if pg_sys::InterruptHoldoffCount > 0 && pg_sys::LWLockHeldByMe(self.0) {
+                pg_sys::LWLockRelease(self.0);
+            }
+        }
+    }
+}
+
+/// `pd_lsn` of a page of the main fork as the buffer manager has it; `None` if the page no longer exists.
+pub(crate) fn page_lsn(relation: RelationId, block: u32) -> Option<u64> {
+    let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+    // SAFETY: called where pages may be read; the buffer is pinned and locked while its page is looked at.
+    unsafe {
+        let reln = compat::open_relation(relation);
+        if !pg_sys::smgrexists(reln, main) || pg_sys::smgrnblocks(reln, main) <= block {
+            return None;
+        }
+        let buffer = compat::read_buffer(relation, main, block);
+        pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+        let start = pg_sys::BufferBlocks.add((buffer as usize - 1) * PAGE_SIZE);
+        let lsn = pg::lsn(&*start.cast::<Page>());
+        pg_sys::UnlockReleaseBuffer(buffer);
+        Some(lsn)
+    }
+}
+
+/// Waits, letting the startup process notice a shutdown.
+pub(crate) fn wait_in_redo(milliseconds: u32) {
+    // SAFETY: both are made for the startup process.
+    unsafe {
+        pg_sys::pg_usleep(i64::from(milliseconds) * 1000);
+        HandleStartupProcInterrupts();
+    }
+}
+
+/// Cancels the running statement if somebody asked for it.
+pub(crate) fn check_for_interrupts() {
+    pgrx::check_for_interrupts!();
+}
+
+/// Checkpoints now and waits for it.
+pub(crate) fn checkpoint() {
+    const IMMEDIATE_FORCE_WAIT: i32 = 0x0004 | 0x0008 | 0x0020; // access/xlog.h
+    // SAFETY: called by a backend outside any critical section and without locks, as CHECKPOINT does.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| RequestCheckpoint(IMMEDIATE_FORCE_WAIT)) }
+}
+
+unsafe extern "C-unwind" {
+    /// postmaster/bgwriter.h
+    fn RequestCheckpoint(flags: i32);
+    /// postmaster/startup.h
+    fn HandleStartupProcInterrupts();
+}
+
+/// Forces a setting for the life of the server, above configuration files and ALTER SYSTEM.
+pub(crate) fn force_setting(name: &CStr, value: &CStr) {
+    // SAFETY: called while libraries are preloaded; guc.c copies both strings.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_POSTMASTER,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        )
+    }
+}
+
+/// The value of a setting.
+pub(crate) fn setting(name: &CStr) -> Option<String> {
+    // SAFETY: the server returns null or a string that stays valid until the next call.
+    let value = unsafe { pg_sys::GetConfigOption(name.as_ptr(), true, false) };
+    // SAFETY: as above.
+    (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
+}
+
+/// Whether libraries are being preloaded by the postmaster (or a standalone server).
+pub(crate) fn preloading() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// The data directory.
+pub(crate) fn data_directory() -> std::path::PathBuf {
+    // SAFETY: set before libraries are preloaded, never null from then on.
+    let path = unsafe { CStr::from_ptr(pg_sys::DataDir) };
+    std::path::PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path.to_bytes()))
+}
+
+/// The OID of a tablespace by name.
+pub(crate) fn tablespace_oid(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: a catalog look-up inside a transaction; `missing_ok` is true.
+    let oid = unsafe { pg_sys::get_tablespace_oid(name.as_ptr(), true) }.to_u32();
+    (oid != 0).then_some(oid)
+}
+
+
+
+/// Copies a page out of a buffer that other processes may set hint bits in meanwhile.
+///
+/// # Safety
+/// `source` points to a page of the server.
+pub(crate) unsafe fn copy_page(source: *const c_void, target: &mut Page) {
+    // SAFETY: the caller vouches for `source`; `target` is ours, so they do not overlap. A hint bit that changes
+    // during the copy is seen or not, as in PageSetChecksumCopy (storage/page/bufpage.c).
+    unsafe { std::ptr::copy_nonoverlapping(source.cast::<u8>(), target.as_mut_ptr(), PAGE_SIZE) }
+}
+
+/// Path below the data directory of the segment file that holds a block of the main fork, and the block in it.
+pub(crate) fn segment_path(relation: RelationId, block: u32) -> (std::path::PathBuf, u32) {
+    let base = compat::relation_path(relation);
+    let (segment, block) = (block / pg_sys::RELSEG_SIZE, block % pg_sys::RELSEG_SIZE);
+    let path = if segment == 0 { base } else { format!("{base}.{segment}") };
+    (path.into(), block)
+}
+
+/// Makes settings with our prefix that nobody defined an error.
+pub(crate) fn reserve_prefix(prefix: &CStr) {
+    // SAFETY: the server copies the string.
+    unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) }
+}

@@ -1,0 +1,196 @@
+//! The functions of schema `tde`; their declarations are in `sql/`.
+
+use std::sync::atomic::AtomicU64;
+
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
+
+use crate::key_table::{Counters, KeyTable, OPEN_END};
+use crate::tablespace::{self, TablespaceError};
+use crate::verify::{self, Checked};
+use crate::{keys, report, settings};
+
+fn fail(message: &str, error: &TablespaceError) -> ! {
+    report::send(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        message,
+        &report::chain(error),
+        tablespace::hint(error),
+    );
+    unreachable!("an ERROR does not return")
+}
+
+fn table() -> &'static KeyTable {
+    match tablespace::key_table() {
+        Some(table) => table,
+        None => fail("pg_tde has no keys", &TablespaceError::NotActive),
+    }
+}
+
+/// `tde.encrypt_tablespace(name text, cipher text)`: NULL, since an empty tablespace needs no job.
+#[pg_extern(sql = false)]
+fn encrypt_tablespace(name: &str, cipher: Option<&str>) -> Option<i64> {
+    let cipher = match cipher {
+        Some(cipher) => settings::parse_cipher(cipher),
+        None => settings::cipher(),
+    };
+    let done = cipher.map_err(TablespaceError::from).and_then(|cipher| tablespace::encrypt(name, cipher));
+    if let Err(error) = done {
+        fail(&format!("tablespace \"{name}\" was not encrypted"), &error);
+    }
+    None
+}
+
+/// `tde.tablespace_is_encrypted(tablespace oid)`
+#[pg_extern(sql = false)]
+fn tablespace_is_encrypted(tablespace: pg_sys::Oid) -> bool {
+    table().active(tablespace.to_u32()).is_some()
+}
+
+/// `tde.rotate_master_key()`: the new version.
+#[pg_extern(sql = false)]
+fn rotate_master_key() -> i32 {
+    match tablespace::rotate_master_key() {
+        Ok(rewrapped) => rewrapped.to.cast_signed(),
+        Err(error) => fail("the master key was not rotated", &error),
+    }
+}
+
+/// A WAL position as text, NULL where there is none.
+fn position(at: u64) -> Option<String> {
+    (at != OPEN_END).then(|| keyring::WalPosition(at).to_string())
+}
+
+/// `tde.tablespace_lines()`
+#[pg_extern(sql = false)]
+fn tablespace_lines() -> TableIterator<
+    'static,
+    (
+        name!(line, i64),
+        name!(tablespace, pg_sys::Oid),
+        name!(cipher, String),
+        name!(key_version, i32),
+        name!(encrypted_from, Option<String>),
+        name!(dropped_at, Option<String>),
+        name!(unwrapped, bool),
+    ),
+> {
+    let table = table();
+    let rows: Vec<_> = table
+        .lines()
+        .map(|line| {
+            (
+                line.line.cast_signed(),
+                pg_sys::Oid::from(line.tablespace),
+                line.cipher.to_string(),
+                line.version.cast_signed(),
+                position(line.start),
+                position(line.end),
+                matches!(table.dek(line.index), Ok(Some(_))),
+            )
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+/// `tde.key_versions()`
+#[pg_extern(sql = false)]
+fn key_versions() -> TableIterator<
+    'static,
+    (
+        name!(line, i64),
+        name!(scope, String),
+        name!(state, String),
+        name!(cipher, String),
+        name!(key_version, i32),
+        name!(key_state, String),
+        name!(created, TimestampWithTimeZone),
+        name!(master_key_version, Option<i32>),
+    ),
+> {
+    let keyring = match keys::open_keyring(table()) {
+        Ok(keyring) => keyring,
+        Err(error) => fail("the keyring cannot be read", &error.into()),
+    };
+    let scopes = match keyring.scopes() {
+        Ok(scopes) => scopes,
+        Err(error) => fail("the keyring cannot be read", &error.into()),
+    };
+    let mut rows = Vec::new();
+    for scope in &scopes {
+        for entry in &scope.versions {
+            rows.push((
+                scope.line.0.cast_signed(),
+                scope.kind.to_string(),
+                scope.state().to_string(),
+                scope.cipher.to_string(),
+                entry.version.0.cast_signed(),
+                entry.state.to_string(),
+                pgrx::datum::to_timestamp(entry.created as f64),
+                entry.master_version().map(u32::cast_signed),
+            ));
+        }
+    }
+    TableIterator::new(rows)
+}
+
+/// `tde.counters()`
+#[pg_extern(sql = false)]
+fn counters() -> TableIterator<
+    'static,
+    (
+        name!(pages_encrypted, i64),
+        name!(pages_decrypted, i64),
+        name!(pages_refused, i64),
+        name!(torn_maps, i64),
+        name!(double_writes, i64),
+        name!(torn_in_recovery, i64),
+    ),
+> {
+    let total = |pick: fn(&Counters) -> &AtomicU64| table().total(pick).cast_signed();
+    TableIterator::once((
+        total(|counters| &counters.sealed),
+        total(|counters| &counters.opened),
+        total(|counters| &counters.refused),
+        total(|counters| &counters.torn_maps),
+        total(|counters| &counters.double_writes),
+        total(|counters| &counters.placeholders),
+    ))
+}
+
+/// `tde.check_files(name text)`
+#[pg_extern(sql = false)]
+fn check_files(
+    name: &str,
+) -> TableIterator<
+    'static,
+    (
+        name!(database, pg_sys::Oid),
+        name!(relfilenode, pg_sys::Oid),
+        name!(fork, String),
+        name!(blocks, i64),
+        name!(zero_blocks, i64),
+        name!(damaged, i64),
+        name!(first_damaged, Option<i64>),
+        name!(detail, Option<String>),
+    ),
+> {
+    let checked: Vec<Checked> = match verify::tablespace(name) {
+        Ok(checked) => checked,
+        Err(error) => fail(&format!("tablespace \"{name}\" was not verified"), &error),
+    };
+    TableIterator::new(checked.into_iter().map(|row| {
+        (
+            pg_sys::Oid::from(row.database),
+            pg_sys::Oid::from(row.number),
+            row.fork.to_owned(),
+            row.blocks.cast_signed(),
+            row.zero_blocks.cast_signed(),
+            row.damaged.cast_signed(),
+            row.first.as_ref().map(|first| i64::from(first.block)),
+            row.first.map(|first| first.detail),
+        )
+    }))
+}

@@ -1,0 +1,148 @@
+//! Statements that would copy files past the storage manager, and the end of a tablespace.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys::{self, NodeTag};
+use pgrx::prelude::*;
+use pgrx::{PgList, PgLogLevel, PgSqlErrorCode};
+
+use super::server;
+use crate::{placeholder, report, tablespace};
+
+static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
+static mut NEXT_EXECUTOR_START: pg_sys::ExecutorStart_hook_type = None;
+
+/// Chains our hooks before those that are there.
+pub(crate) fn install() {
+    // SAFETY: called once, while libraries are preloaded, in a process with one thread.
+    unsafe {
+        NEXT_UTILITY = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+        NEXT_EXECUTOR_START = pg_sys::ExecutorStart_hook;
+        pg_sys::ExecutorStart_hook = Some(executor_start);
+    }
+}
+
+/// On a standby nobody may read a torn page whose image has not come: it looks empty in the buffer.
+#[pg_guard]
+unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
+    if let Some(table) = tablespace::key_table()
+        && !table.placeholders.is_empty()
+        && server::recovery_in_progress()
+        && let Err(torn) = placeholder::settle(table)
+    {
+        report::still_torn(&torn, false);
+    }
+    // SAFETY: the arguments are passed on as they came.
+    unsafe {
+        match NEXT_EXECUTOR_START {
+            Some(next) => pg_sys::ffi::pg_guard_ffi_boundary(|| next(query, flags)),
+            None => pg_sys::standard_ExecutorStart(query, flags),
+        }
+    }
+}
+
+#[pg_guard]
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const std::ffi::c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: the server passes a planned utility statement.
+    let dropped = unsafe { before((*statement).utilityStmt) };
+    let args = (statement, query, read_only_tree, context, params, environment, destination, completion);
+    // SAFETY: the arguments are passed on as they came.
+    unsafe {
+        match NEXT_UTILITY {
+            Some(next) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                next(args.0, args.1, args.2, args.3, args.4, args.5, args.6, args.7)
+            }),
+            None => {
+                pg_sys::standard_ProcessUtility(
+                    args.0, args.1, args.2, args.3, args.4, args.5, args.6, args.7,
+                );
+            }
+        }
+    }
+    if let Some(oid) = dropped
+        && let Err(error) = tablespace::retire(oid)
+    {
+        report::retire_failed(oid, &error);
+    }
+}
+
+/// Refuses what would copy ciphertext under another name; notes the tablespace that is about to be dropped.
+///
+/// # Safety
+/// `node` is a utility statement.
+unsafe fn before(node: *mut pg_sys::Node) -> Option<u32> {
+    let table = tablespace::key_table()?;
+    // SAFETY: the tag says what the node is.
+    unsafe {
+        match (*node).type_ {
+            NodeTag::T_DropTableSpaceStmt => {
+                let drop = node.cast::<pg_sys::DropTableSpaceStmt>();
+                let name = CStr::from_ptr((*drop).tablespacename).to_str().ok()?;
+                let oid = server::tablespace_oid(name)?;
+                table.active(oid).map(|line| line.tablespace)
+            }
+            NodeTag::T_CreatedbStmt => {
+                let options = (*node.cast::<pg_sys::CreatedbStmt>()).options;
+                let copies_files =
+                    option(options, c"strategy").is_some_and(|value| value.eq_ignore_ascii_case("file_copy"));
+                if copies_files && table.lines().any(|line| line.end == crate::key_table::OPEN_END) {
+                    refuse(
+                        "CREATE DATABASE with strategy FILE_COPY is not possible while a tablespace is encrypted",
+                        "It copies files, and a page decrypts only in its own relation. Use the default strategy, WAL_LOG.",
+                    );
+                }
+                None
+            }
+            NodeTag::T_AlterDatabaseStmt => {
+                let alter = node.cast::<pg_sys::AlterDatabaseStmt>();
+                let target = option((*alter).options, c"tablespace")?;
+                let database = CStr::from_ptr((*alter).dbname).to_str().ok()?;
+                let touched = [server::tablespace_oid(&target), database_tablespace(database)];
+                if touched.into_iter().flatten().any(|oid| table.active(oid).is_some()) {
+                    refuse(
+                        "ALTER DATABASE ... SET TABLESPACE is not possible from or to an encrypted tablespace",
+                        "It copies files, and a page decrypts only in its own relation. Create a database in the tablespace (CREATE DATABASE ... TEMPLATE ... TABLESPACE ...) or move relations with ALTER TABLE ... SET TABLESPACE.",
+                    );
+                }
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+fn refuse(message: &str, hint: &str) {
+    report::send(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, message, "", hint);
+}
+
+/// The text of an option in a list of `DefElem`.
+///
+/// # Safety
+/// `options` is such a list, or null.
+unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<String> {
+    // SAFETY: the caller's promise; defGetString returns a string in memory of the statement.
+    unsafe {
+        let options = PgList::<pg_sys::DefElem>::from_pg(options);
+        let element = options.iter_ptr().find(|element| CStr::from_ptr((**element).defname) == name)?;
+        Some(CStr::from_ptr(pg_sys::defGetString(element)).to_string_lossy().into_owned())
+    }
+}
+
+/// The default tablespace of a database, or `None` when there is no such database.
+fn database_tablespace(name: &str) -> Option<u32> {
+    let query = "SELECT dattablespace FROM pg_catalog.pg_database WHERE datname = $1";
+    // A database that does not exist is reported by the statement itself.
+    let oid = Spi::get_one_with_args::<pg_sys::Oid>(query, &[name.into()]);
+    oid.ok().flatten().map(|oid| oid.to_u32())
+}

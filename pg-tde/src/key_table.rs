@@ -1,0 +1,380 @@
+//! The keys of the running server, in memory that every process shares.
+//!
+//! The postmaster fills the table once, before it has children, in a mapping of its own: unlike PostgreSQL's
+//! shared memory it survives the rebuilding after a backend crash. Entries are only ever appended and their
+//! fields set once, so a process killed in the middle of a change leaves at most one unused entry, and a
+//! reader takes no lock. Everything is an atomic word, which makes sharing it between processes plain safe code.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use page_cipher::CipherId;
+use secret_mem::SecretBytes;
+
+use crate::compat::RelationId;
+
+/// Tablespaces with a key that one server life can hold, dropped ones included.
+pub(crate) const MAX_ENTRIES: usize = 4096;
+/// Counter shards: one cache line each, so that processes do not fight over one.
+const SHARDS: usize = 64;
+/// Torn pages that one recovery can wait for.
+const MAX_PLACEHOLDERS: usize = 4096;
+/// First OID that is not reserved for the system (access/transam.h `FirstNormalObjectId`): `pg_default` and
+/// `pg_global` are below it.
+pub(crate) const FIRST_USER_OID: u32 = 16384;
+/// WAL position that no record reaches: the end of what has not ended.
+pub(crate) const OPEN_END: u64 = u64::MAX;
+
+/// A key line of one tablespace: the pages written between two WAL positions.
+#[repr(C, align(128))]
+pub(crate) struct Entry {
+    line: AtomicU64,
+    start: AtomicU64,
+    end: AtomicU64,
+    tablespace: AtomicU32,
+    version: AtomicU32,
+    cipher: AtomicU32,
+    /// The line is known to be in the WAL since this server start.
+    logged: AtomicU32,
+    dek_present: AtomicU32,
+    check: AtomicU32,
+    dek: [AtomicU64; 4],
+}
+
+/// What happened to pages, for `tde.stats`.
+#[repr(C, align(64))]
+#[derive(Default)]
+pub(crate) struct Counters {
+    /// Pages encrypted.
+    pub(crate) sealed: AtomicU64,
+    /// Pages decrypted.
+    pub(crate) opened: AtomicU64,
+    /// Pages refused: wrong key, tampering or rot.
+    pub(crate) refused: AtomicU64,
+    /// Torn free space or visibility map pages, which the server rebuilds.
+    pub(crate) torn_maps: AtomicU64,
+    /// Pages written to the double-write file first.
+    pub(crate) double_writes: AtomicU64,
+    /// Torn pages that recovery waits for an image of.
+    pub(crate) placeholders: AtomicU64,
+}
+
+/// The table itself. All-zero memory is a valid, empty table.
+#[repr(C)]
+pub(crate) struct KeyTable {
+    /// Rises with every change, so that a process notices that its view is old.
+    generation: AtomicU64,
+    used: AtomicU64,
+    /// Key of the keyring's seals, so that a change of state needs no HSM.
+    seal_present: AtomicU64,
+    seal: [AtomicU64; 4],
+    counters: [Counters; SHARDS],
+    /// Torn pages that recovery waits for an image of.
+    pub(crate) placeholders: Placeholders,
+    /// Which of the two double-write files is in use.
+    pub(crate) double_write: DoubleWriteState,
+    entries: [Entry; MAX_ENTRIES],
+}
+
+/// A torn page that recovery met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Placeholder {
+    /// The relation; the fork is the main one.
+    pub(crate) relation: RelationId,
+    /// The block.
+    pub(crate) block: u32,
+}
+
+/// The torn pages of one recovery, written by the startup process only.
+#[repr(C)]
+pub(crate) struct Placeholders {
+    used: AtomicU64,
+    pages: [[AtomicU32; 4]; MAX_PLACEHOLDERS],
+}
+
+impl Placeholders {
+    /// Whether nothing is waited for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.used.load(Acquire) == 0
+    }
+
+    /// Adds a page; `false` when there is no room.
+    pub(crate) fn add(&self, torn: Placeholder) -> bool {
+        if self.all().any(|known| known == torn) {
+            return true;
+        }
+        let used = self.used.load(Acquire) as usize;
+        let Some(page) = self.pages.get(used) else { return false };
+        let relation = torn.relation;
+        for (word, value) in
+            page.iter().zip([relation.tablespace, relation.database, relation.number, torn.block])
+        {
+            word.store(value, Relaxed);
+        }
+        self.used.store(used as u64 + 1, Release);
+        true
+    }
+
+    /// The pages.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Placeholder> + '_ {
+        let used = self.used.load(Acquire) as usize;
+        self.pages[..used.min(MAX_PLACEHOLDERS)].iter().map(|page| {
+            let [tablespace, database, number, block] = std::array::from_fn(|i| page[i].load(Relaxed));
+            Placeholder { relation: RelationId { tablespace, database, number, temporary: false }, block }
+        })
+    }
+
+    /// Forgets all: every image came, or recovery starts anew.
+    pub(crate) fn clear(&self) {
+        self.used.store(0, Release);
+    }
+}
+
+/// State of the double-write files; see `double_write`.
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct DoubleWriteState {
+    /// Redo pointer of the last completed checkpoint when the current file was begun.
+    pub(crate) epoch: AtomicU64,
+    /// 0 or 1.
+    pub(crate) file: AtomicU64,
+}
+
+/// Why an entry cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub(crate) enum TableError {
+    /// No room for another key.
+    #[error(
+        "the table of keys is full ({MAX_ENTRIES} tablespace keys since the server started); restart the server"
+    )]
+    Full,
+    /// The bytes of a key changed in memory.
+    #[error("the key of line {line} version {version} changed in memory; restart the server")]
+    Corrupt {
+        /// Line of the key in the keyring.
+        line: u64,
+        /// Version of the key.
+        version: u32,
+    },
+}
+
+/// A copy of what an entry says, without its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LineInfo {
+    /// Place in the table.
+    pub(crate) index: usize,
+    /// Line in the keyring.
+    pub(crate) line: u64,
+    /// Version of the data key.
+    pub(crate) version: u32,
+    /// OID of the tablespace.
+    pub(crate) tablespace: u32,
+    /// Cipher of the pages.
+    pub(crate) cipher: CipherId,
+    /// WAL position from which the tablespace is encrypted under this line.
+    pub(crate) start: u64,
+    /// WAL position at which it was dropped, or [`OPEN_END`].
+    pub(crate) end: u64,
+}
+
+fn store_words(words: &[AtomicU64; 4], key: &SecretBytes<32>) {
+    for (word, bytes) in words.iter().zip(key.expose().chunks_exact(8)) {
+        let mut buffer = [0; 8];
+        buffer.copy_from_slice(bytes);
+        word.store(u64::from_le_bytes(buffer), Relaxed);
+    }
+}
+
+fn load_words(words: &[AtomicU64; 4]) -> SecretBytes<32> {
+    let mut key = SecretBytes::zeroed();
+    for (word, bytes) in words.iter().zip(key.expose_mut().chunks_exact_mut(8)) {
+        bytes.copy_from_slice(&word.load(Relaxed).to_le_bytes());
+    }
+    key
+}
+
+/// Detects a stray write over an entry; the keyring's own check value proves the key itself.
+fn check_value(line: u64, version: u32, cipher: u32, key: &SecretBytes<32>) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&line.to_le_bytes());
+    hasher.update(&version.to_le_bytes());
+    hasher.update(&cipher.to_le_bytes());
+    hasher.update(key.expose());
+    hasher.finalize()
+}
+
+impl KeyTable {
+    /// Rises with every change.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Acquire)
+    }
+
+    /// The counters of a process.
+    pub(crate) fn counters(&self, pid: u32) -> &Counters {
+        &self.counters[pid as usize % SHARDS]
+    }
+
+    /// Sum of one counter over all processes.
+    pub(crate) fn total(&self, pick: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        self.counters.iter().map(|shard| pick(shard).load(Relaxed)).sum()
+    }
+
+    /// All lines, oldest first.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = LineInfo> + '_ {
+        let used = self.used.load(Acquire) as usize;
+        self.entries[..used.min(MAX_ENTRIES)].iter().enumerate().filter_map(|(index, entry)| {
+            // An entry without a cipher was never finished by the process that began it.
+            let cipher = CipherId::try_from(u8::try_from(entry.cipher.load(Acquire)).ok()?).ok()?;
+            Some(LineInfo {
+                index,
+                line: entry.line.load(Relaxed),
+                version: entry.version.load(Relaxed),
+                tablespace: entry.tablespace.load(Relaxed),
+                cipher,
+                start: entry.start.load(Relaxed),
+                end: entry.end.load(Acquire),
+            })
+        })
+    }
+
+    /// The line that is in force for a tablespace now.
+    pub(crate) fn active(&self, tablespace: u32) -> Option<LineInfo> {
+        self.lines().find(|line| line.tablespace == tablespace && line.end == OPEN_END)
+    }
+
+    /// Adds a line. The caller holds the writers' lock.
+    ///
+    /// # Errors
+    /// [`TableError::Full`]
+    pub(crate) fn add(
+        &self,
+        line: u64,
+        version: u32,
+        tablespace: u32,
+        cipher: CipherId,
+        start: u64,
+        end: u64,
+    ) -> Result<usize, TableError> {
+        let index = self.used.load(Acquire) as usize;
+        let entry = self.entries.get(index).ok_or(TableError::Full)?;
+        self.used.store(index as u64 + 1, Release);
+        entry.line.store(line, Relaxed);
+        entry.version.store(version, Relaxed);
+        entry.tablespace.store(tablespace, Relaxed);
+        entry.start.store(start, Relaxed);
+        entry.end.store(end, Relaxed);
+        entry.cipher.store(u32::from(cipher as u8), Release);
+        self.generation.fetch_add(1, Release);
+        Ok(index)
+    }
+
+    /// Publishes the key of a line.
+    pub(crate) fn set_dek(&self, index: usize, dek: &SecretBytes<32>) {
+        let entry = &self.entries[index];
+        store_words(&entry.dek, dek);
+        let check = check_value(
+            entry.line.load(Relaxed),
+            entry.version.load(Relaxed),
+            entry.cipher.load(Relaxed),
+            dek,
+        );
+        entry.check.store(check, Relaxed);
+        entry.dek_present.store(1, Release);
+        self.generation.fetch_add(1, Release);
+    }
+
+    /// The key of a line, or `None` while nobody has unwrapped it.
+    ///
+    /// # Errors
+    /// [`TableError::Corrupt`] when the bytes are not those that were published.
+    pub(crate) fn dek(&self, index: usize) -> Result<Option<SecretBytes<32>>, TableError> {
+        let entry = &self.entries[index];
+        if entry.dek_present.load(Acquire) == 0 {
+            return Ok(None);
+        }
+        let (line, version) = (entry.line.load(Relaxed), entry.version.load(Relaxed));
+        let dek = load_words(&entry.dek);
+        if check_value(line, version, entry.cipher.load(Relaxed), &dek) != entry.check.load(Relaxed) {
+            return Err(TableError::Corrupt { line, version });
+        }
+        Ok(Some(dek))
+    }
+
+    /// Ends a line at a WAL position.
+    pub(crate) fn end(&self, index: usize, at: u64) {
+        self.entries[index].end.store(at, Release);
+        self.generation.fetch_add(1, Release);
+    }
+
+    /// Whether the line is known to be in the WAL since the server started.
+    pub(crate) fn is_logged(&self, index: usize) -> bool {
+        self.entries[index].logged.load(Acquire) != 0
+    }
+
+    /// Remembers that the line was logged.
+    pub(crate) fn set_logged(&self, index: usize) {
+        self.entries[index].logged.store(1, Release);
+    }
+
+    /// Publishes the key of the keyring's seals.
+    pub(crate) fn set_seal_key(&self, key: &SecretBytes<32>) {
+        store_words(&self.seal, key);
+        self.seal_present.store(1, Release);
+    }
+
+    /// The key of the keyring's seals, once it is known.
+    pub(crate) fn seal_key(&self) -> Option<SecretBytes<32>> {
+        (self.seal_present.load(Acquire) != 0).then(|| load_words(&self.seal))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> &'static KeyTable {
+        crate::ffi::shared::key_table().expect("a mapping")
+    }
+
+    #[test]
+    fn a_published_key_comes_back_and_a_stray_write_is_noticed() {
+        let table = table();
+        let dek = SecretBytes::random().expect("random");
+        let index = table.add(7, 1, 16400, CipherId::Aes256Hctr2, 100, OPEN_END).expect("room");
+        assert!(table.dek(index).expect("intact").is_none());
+        table.set_dek(index, &dek);
+        assert!(table.dek(index).expect("intact").expect("present").ct_eq(&dek));
+        table.entries[index].dek[2].fetch_xor(1, Relaxed);
+        assert_eq!(table.dek(index).err(), Some(TableError::Corrupt { line: 7, version: 1 }));
+    }
+
+    #[test]
+    fn a_line_is_active_until_it_ends_and_every_change_raises_the_generation() {
+        let table = table();
+        let before = table.generation();
+        let first = table.add(1, 1, 16400, CipherId::Aes256Hctr2, 100, OPEN_END).expect("room");
+        assert!(table.generation() > before);
+        table.end(first, 200);
+        assert!(table.active(16400).is_none());
+        table.add(2, 1, 16400, CipherId::Aes256Xts, 300, OPEN_END).expect("room");
+        assert_eq!(table.active(16400).map(|line| line.line), Some(2));
+        assert_eq!(table.lines().count(), 2);
+    }
+
+    #[test]
+    fn an_entry_that_its_writer_never_finished_is_not_seen() {
+        let table = table();
+        table.used.store(1, Release);
+        assert_eq!(table.lines().count(), 0);
+    }
+
+    #[test]
+    fn a_full_table_is_an_error() {
+        let table = table();
+        for line in 0..MAX_ENTRIES as u64 {
+            table.add(line, 1, 1, CipherId::Aes256Hctr2, 0, OPEN_END).expect("room");
+        }
+        assert_eq!(table.add(0, 1, 1, CipherId::Aes256Hctr2, 0, OPEN_END), Err(TableError::Full));
+    }
+}

@@ -1,0 +1,288 @@
+//! From the HSM and the keyring into the key table.
+
+use std::path::{Path, PathBuf};
+
+use hsm_engine::{ErrorKind, HsmError, SoftUri, UriError};
+use keyring::{
+    DekState, InstanceId, KeyVersion, Keyring, KeyringError, KeyringId, LineNumber, MasterKey,
+    MasterKeyError, Owner, Scope, ScopeKind, SoftHsm, TablespaceState, Unlocked,
+};
+use page_cipher::CipherId;
+
+use crate::ffi::server::{self, Lock};
+use crate::key_table::{KeyTable, LineInfo, OPEN_END, TableError};
+use crate::pin_command::{self, PinCommandError};
+use crate::{report, settings};
+
+/// Why a key cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum KeyError {
+    /// `pg_tde.hsm` is empty.
+    #[error(
+        "pg_tde.hsm is not set: set it in postgresql.conf to soft:DIRECTORY, a store made by \"tde hsm init\", and restart the server"
+    )]
+    NoHsm,
+    /// `pg_tde.pin_command` is empty.
+    #[error(
+        "pg_tde.pin_command is not set: set it in postgresql.conf to a command that prints the PIN of the HSM user"
+    )]
+    NoPinCommand,
+    /// `pg_tde.hsm` cannot be read.
+    #[error("pg_tde.hsm is not usable: {0}")]
+    Uri(#[from] UriError),
+    /// The HSM's store would be in every base backup, beside what its keys protect.
+    #[error("the HSM store \"{}\" is inside the data directory: move it elsewhere, or every backup carries the master key along", .0.display())]
+    StoreInDataDirectory(PathBuf),
+    /// The PIN command.
+    #[error(transparent)]
+    Pin(#[from] PinCommandError),
+    /// The HSM.
+    #[error("the HSM cannot be used: {0}")]
+    Hsm(#[from] MasterKeyError),
+    /// Logging in to the HSM.
+    #[error("the HSM cannot be used: {0}")]
+    Login(#[from] HsmError),
+    /// The keyring.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// The key table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The HSM knows of a keyring here, but there is none.
+    #[error("there is no keyring in \"{}\", but the HSM remembers keyring {keyring} (generation {generation}) there: restore the directory from a backup, or run \"tde keyring accept-restore\" if it is gone on purpose", dir.display())]
+    Vanished {
+        /// Where it should be.
+        dir: PathBuf,
+        /// Its id.
+        keyring: KeyringId,
+        /// The generation that was seen last.
+        generation: u64,
+    },
+    /// A server that replays another's WAL gets its keyring from there.
+    #[error("there is no keyring in \"{}\" although key line {line} is known", dir.display())]
+    NoKeyring {
+        /// Where it should be.
+        dir: PathBuf,
+        /// The line.
+        line: u64,
+    },
+    /// A record does not say what the WAL said.
+    #[error(
+        "line {line} of the keyring is not what the write-ahead log said of it: the keyring is from elsewhere"
+    )]
+    Mismatch {
+        /// The line.
+        line: u64,
+    },
+}
+
+impl KeyError {
+    /// Whether waiting may help.
+    fn is_away(&self) -> bool {
+        match self {
+            Self::Hsm(MasterKeyError::Away(_))
+            | Self::Keyring(KeyringError::HsmAway { .. })
+            | Self::Pin(_) => true,
+            Self::Login(error) => matches!(error.kind(), ErrorKind::HsmAway | ErrorKind::Login),
+            _ => false,
+        }
+    }
+}
+
+/// Logs in to the HSM that `pg_tde.hsm` names, with the PIN that `pg_tde.pin_command` prints.
+///
+/// # Errors
+/// See [`KeyError`].
+pub(crate) fn open_hsm() -> Result<SoftHsm, KeyError> {
+    let uri: SoftUri = settings::hsm().ok_or(KeyError::NoHsm)?.parse()?;
+    refuse_store_in_data_directory(&uri.dir)?;
+    let command = settings::pin_command().ok_or(KeyError::NoPinCommand)?;
+    let interruptible = !server::preloading() && !server::in_redo();
+    let interrupted = || {
+        if interruptible {
+            server::check_for_interrupts();
+        }
+    };
+    let pin = pin_command::run(&command, settings::pin_command_timeout(), &interrupted)?;
+    Ok(SoftHsm::open(&uri, &pin)?)
+}
+
+fn refuse_store_in_data_directory(store: &Path) -> Result<(), KeyError> {
+    let data = server::data_directory();
+    let resolve = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if resolve(store).starts_with(resolve(&data)) {
+        return Err(KeyError::StoreInDataDirectory(store.to_owned()));
+    }
+    Ok(())
+}
+
+/// Fills the table when the server starts, making the keyring on the very first start.
+///
+/// # Errors
+/// Any key that cannot be had: the server must not start then.
+pub(crate) fn load(table: &KeyTable) -> Result<(), KeyError> {
+    let hsm = open_hsm()?;
+    let dir = settings::keyring_directory();
+    let recovers = is_copy_of_another_server();
+    let unlocked = if is_keyring(&dir) {
+        let locked = Keyring::open(&dir)?;
+        locked.require_owner(owner())?;
+        locked.unlock(&hsm)?
+    } else {
+        refuse_vanished(&dir, &hsm)?;
+        if recovers {
+            // A standby takes over the keyring of the server whose WAL it replays.
+            return Ok(());
+        }
+        Keyring::create(&dir, owner(), &hsm)?
+    };
+    table.set_seal_key(unlocked.seal_key());
+    let scopes = if recovers { unlocked.survey()?.scopes } else { unlocked.scopes()? };
+    for scope in &scopes {
+        let Some(facts) = LineFacts::of(scope) else { continue };
+        let dek = unlocked.dek_of(scope, facts.version, &hsm)?;
+        let index = facts.add_to(table)?;
+        table.set_dek(index, &dek);
+    }
+    Ok(())
+}
+
+fn is_keyring(dir: &Path) -> bool {
+    // A directory that cannot be looked into is not taken for a missing one: opening it then says why.
+    !matches!(std::fs::read_dir(dir), Err(error) if error.kind() == std::io::ErrorKind::NotFound)
+        && (dir.join("keyring.tde").exists() || dir.join("lines").exists())
+}
+
+fn refuse_vanished(dir: &Path, hsm: &SoftHsm) -> Result<(), KeyError> {
+    let instance = InstanceId::of(dir)?;
+    match hsm.generations_of_instance(instance)?.into_iter().max_by_key(|(_, generation)| *generation) {
+        // Generation 1 is an empty keyring: nothing is lost with it.
+        Some((keyring, generation)) if generation > 1 => {
+            Err(KeyError::Vanished { dir: dir.to_owned(), keyring, generation })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn owner() -> Owner {
+    Owner::PgCluster { system_identifier: server::system_identifier() }
+}
+
+/// Whether the files come from a backup or another server, so that the WAL may still bring keyring records.
+fn is_copy_of_another_server() -> bool {
+    let data = server::data_directory();
+    ["backup_label", "standby.signal", "recovery.signal"].iter().any(|name| data.join(name).exists())
+}
+
+/// What the key table and the WAL record say of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LineFacts {
+    pub(crate) line: LineNumber,
+    pub(crate) version: KeyVersion,
+    pub(crate) tablespace: u32,
+    pub(crate) cipher: CipherId,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+impl LineFacts {
+    /// `None` for a line of something else, and for one that was never put to use.
+    pub(crate) fn of(scope: &Scope) -> Option<Self> {
+        let ScopeKind::PgTablespace { oid, .. } = scope.kind else { return None };
+        let newest =
+            scope.versions.iter().rev().find(|entry| !matches!(entry.state, DekState::Destroyed { .. }));
+        let position =
+            |state| scope.history.iter().find(|change| change.state == state).map(|change| change.from.0);
+        Some(Self {
+            line: scope.line,
+            version: newest?.version,
+            tablespace: oid,
+            cipher: scope.cipher,
+            start: position(TablespaceState::Encrypted)?,
+            end: position(TablespaceState::Retired).unwrap_or(OPEN_END),
+        })
+    }
+
+    /// Adds the line, or updates where it ends. The caller holds the state lock or is alone.
+    ///
+    /// # Errors
+    /// When the table is full, or has the line as something else.
+    pub(crate) fn add_to(&self, table: &KeyTable) -> Result<usize, KeyError> {
+        let known = table.lines().find(|line| line.line == self.line.0);
+        let Some(known) = known else {
+            let (line, version) = (self.line.0, self.version.0);
+            return Ok(table.add(line, version, self.tablespace, self.cipher, self.start, self.end)?);
+        };
+        let same = (known.version, known.tablespace, known.cipher, known.start)
+            == (self.version.0, self.tablespace, self.cipher, self.start);
+        if !same {
+            return Err(KeyError::Mismatch { line: self.line.0 });
+        }
+        if known.end != self.end {
+            table.end(known.index, self.end);
+        }
+        Ok(known.index)
+    }
+}
+
+/// The keyring with the seal key of the table, or with the HSM if that key is not known yet.
+fn unlocked_for(table: &KeyTable, hsm: &SoftHsm) -> Result<Unlocked, KeyError> {
+    let locked = Keyring::open(&settings::keyring_directory())?;
+    Ok(match table.seal_key() {
+        Some(seal_key) => locked.unlock_with_seal_key(seal_key)?,
+        None => {
+            let unlocked = locked.unlock(hsm)?;
+            table.set_seal_key(unlocked.seal_key());
+            unlocked
+        }
+    })
+}
+
+/// The keyring for changes of state, which need no HSM while the seal key is known.
+///
+/// # Errors
+/// When the keyring cannot be opened.
+pub(crate) fn open_keyring(table: &KeyTable) -> Result<Unlocked, KeyError> {
+    let locked = Keyring::open(&settings::keyring_directory())?;
+    match table.seal_key() {
+        Some(seal_key) => Ok(locked.unlock_with_seal_key(seal_key)?),
+        None => unlocked_for(table, &open_hsm()?),
+    }
+}
+
+/// Unwraps the key of a line that came through the WAL and publishes it. The startup process waits while the HSM is
+/// away: an error there would end the server.
+///
+/// # Errors
+/// See [`KeyError`].
+pub(crate) fn unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
+    loop {
+        match try_unwrap_line(table, line) {
+            Err(error) if server::in_redo() && error.is_away() => {
+                report::waiting_for_hsm(line, &error);
+                server::wait_in_redo(15_000);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
+    let hsm = open_hsm()?;
+    let dir = settings::keyring_directory();
+    if !is_keyring(&dir) {
+        return Err(KeyError::NoKeyring { dir, line: line.line });
+    }
+    let unlocked = unlocked_for(table, &hsm)?;
+    let scope = unlocked.scope(LineNumber(line.line))?;
+    let same = LineFacts::of(&scope)
+        .is_some_and(|facts| (facts.tablespace, facts.cipher) == (line.tablespace, line.cipher));
+    if !same {
+        return Err(KeyError::Mismatch { line: line.line });
+    }
+    let dek = unlocked.dek_of(&scope, KeyVersion(line.version), &hsm)?;
+    let _lock = if server::holds(Lock::State) { None } else { server::lock(Lock::State, true) };
+    table.set_dek(line.index, &dek);
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! What people read in the log and at the client.
+
+use std::error::Error;
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+
+use crate::compat::RelationId;
+use crate::double_write::DoubleWriteError;
+use crate::key_table::LineInfo;
+use crate::page_io::{Cause, Opened, PageAddress, PageError};
+
+/// An error and everything below it, in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Sends a report; does not return from `ERROR` and above.
+pub(crate) fn send(level: PgLogLevel, code: PgSqlErrorCode, message: &str, detail: &str, hint: &str) {
+    let mut report = ErrorReport::new(code, message.to_owned(), "pg_tde");
+    if !detail.is_empty() {
+        report = report.set_detail(detail.to_owned());
+    }
+    if !hint.is_empty() {
+        report = report.set_hint(hint.to_owned());
+    }
+    report.report(level);
+}
+
+fn describe(at: PageAddress) -> String {
+    format!("block {} of the {:?} fork of relation {}", at.block, at.fork, at.relation)
+}
+
+/// Tells about a page that did not open and is handed to the buffer manager as invalid, or was replaced.
+pub(crate) fn opened(at: PageAddress, opened: Opened) {
+    let page = describe(at);
+    match opened {
+        Opened::Page => (),
+        Opened::TornMap => send(
+            PgLogLevel::LOG,
+            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+            &format!("pg_tde: {page} is torn; the server rebuilds it"),
+            "",
+            "",
+        ),
+        Opened::Placeholder => send(
+            PgLogLevel::LOG,
+            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+            &format!("pg_tde: {page} is torn; recovery waits for its image in the WAL"),
+            "",
+            "",
+        ),
+        Opened::Refused(cause) => {
+            let (detail, hint) = match cause {
+                Cause::Damaged { stored, computed } => (
+                    format!("The checksum of the encrypted page is {stored:#06x}, its bytes give {computed:#06x}: bit rot or a torn write."),
+                    "Restore the page from a backup, or the relation from a dump.",
+                ),
+                Cause::NotAuthentic => (
+                    "The checksum of the encrypted page is right, but the page does not open: it was changed or moved on purpose, or another key encrypted it.".to_owned(),
+                    "Compare the file with a backup, and the keyring with the one of the time of the backup.",
+                ),
+                Cause::Plain => (
+                    "The page is not encrypted although its tablespace is: it was written while pg_tde was not loaded, or put there on purpose.".to_owned(),
+                    "If the server ran without pg_tde, rewrite the relation from a dump.",
+                ),
+            };
+            send(
+                PgLogLevel::WARNING,
+                PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+                &format!("pg_tde refuses {page}"),
+                &detail,
+                hint,
+            );
+        }
+    }
+}
+
+/// A page can be neither read nor written. Does not return.
+pub(crate) fn page_error(what: &str, at: PageAddress, error: &PageError) {
+    send(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        &format!("pg_tde cannot {what} {}", describe(at)),
+        &chain(error),
+        "",
+    );
+}
+
+/// A page that must be saved first could not be. Does not return.
+pub(crate) fn double_write_error(at: PageAddress, error: &DoubleWriteError) {
+    send(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_IO_ERROR,
+        &format!("pg_tde cannot save {} before writing it", describe(at)),
+        &chain(error),
+        "Free space or repair access to the keyring's directory.",
+    );
+}
+
+/// A torn page was replaced from the double-write file.
+pub(crate) fn put_back(at: PageAddress) {
+    send(
+        PgLogLevel::LOG,
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        &format!("pg_tde: {} was torn and put back from the double-write file", describe(at)),
+        "",
+        "",
+    );
+}
+
+/// No file can be made in an encrypted tablespace now. Does not return.
+pub(crate) fn create_error(relation: RelationId, error: &dyn Error) {
+    send(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        &format!("pg_tde cannot make relation {relation}"),
+        &chain(error),
+        "",
+    );
+}
+
+/// Redo waits for the HSM.
+pub(crate) fn waiting_for_hsm(line: LineInfo, error: &dyn Error) {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        &format!("pg_tde waits for the key of tablespace {} (line {})", line.tablespace, line.line),
+        &chain(error),
+        "Recovery goes on as soon as the HSM answers.",
+    );
+}
+
+/// A record cannot be replayed; going on would store pages in clear. Does not return.
+pub(crate) fn redo_failed(detail: &str) {
+    send(
+        PgLogLevel::FATAL,
+        PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+        "pg_tde cannot replay a change of the keyring",
+        detail,
+        "A standby uses the keyring of its primary: build it with pg_basebackup, or point pg_tde.keyring to a directory of its own.",
+    );
+}
+
+/// A page is torn and stays torn. Ends recovery, or the statement of a standby. Does not return.
+pub(crate) fn still_torn(error: &dyn Error, in_redo: bool) {
+    send(
+        if in_redo { PgLogLevel::PANIC } else { PgLogLevel::ERROR },
+        PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+        "pg_tde cannot repair a page that was damaged by a crash",
+        &chain(error),
+        "Restore the relation's files from a backup.",
+    );
+}
+
+/// The tablespace is gone, but its key line could not be retired.
+pub(crate) fn retire_failed(tablespace: u32, error: &dyn Error) {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_IO_ERROR,
+        &format!("pg_tde cannot retire the key of dropped tablespace {tablespace}"),
+        &chain(error),
+        "The key line stays active in the keyring; nothing is lost.",
+    );
+}

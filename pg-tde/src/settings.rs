@@ -1,0 +1,113 @@
+//! The settings that a DBA writes into `postgresql.conf`.
+
+use std::ffi::CString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use page_cipher::CipherId;
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+
+use crate::ffi::server;
+
+static HSM: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+static PIN_COMMAND: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+static PIN_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30);
+static KEYRING: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"pg_tde"));
+static CIPHER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"aes-256-hctr2"));
+
+/// Makes the settings known to the server and refuses others of our prefix.
+pub(crate) fn define() {
+    GucRegistry::define_string_guc(
+        c"pg_tde.hsm",
+        c"Where the master key lives.",
+        c"soft:DIRECTORY for the software HSM in the server, optionally with ?user=NAME&key=LABEL.",
+        &HSM,
+        GucContext::Postmaster,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"pg_tde.pin_command",
+        c"Shell command that prints the PIN of the HSM user.",
+        c"",
+        &PIN_COMMAND,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_int_guc(
+        c"pg_tde.pin_command_timeout",
+        c"How long the PIN command may take.",
+        c"",
+        &PIN_TIMEOUT,
+        1,
+        600,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_string_guc(
+        c"pg_tde.keyring",
+        c"Directory of the wrapped data keys.",
+        c"A relative path is below the data directory.",
+        &KEYRING,
+        GucContext::Postmaster,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"pg_tde.cipher",
+        c"Cipher of tablespaces that are encrypted from now on.",
+        c"aes-256-hctr2 or aes-256-xts.",
+        &CIPHER,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    server::reserve_prefix(c"pg_tde");
+}
+
+fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {
+    let value = setting.get()?.to_string_lossy().into_owned();
+    (!value.is_empty()).then_some(value)
+}
+
+/// `pg_tde.hsm`
+pub(crate) fn hsm() -> Option<String> {
+    text(&HSM)
+}
+
+/// `pg_tde.pin_command`
+pub(crate) fn pin_command() -> Option<String> {
+    text(&PIN_COMMAND)
+}
+
+/// `pg_tde.pin_command_timeout`
+pub(crate) fn pin_command_timeout() -> Duration {
+    Duration::from_secs(PIN_TIMEOUT.get().unsigned_abs().into())
+}
+
+/// `pg_tde.keyring` as an absolute path.
+pub(crate) fn keyring_directory() -> PathBuf {
+    let name = text(&KEYRING).unwrap_or_else(|| "pg_tde".to_owned());
+    server::data_directory().join(name)
+}
+
+/// `pg_tde.cipher`
+///
+/// # Errors
+/// The text, when it names no cipher for PostgreSQL pages.
+pub(crate) fn cipher() -> Result<CipherId, UnknownCipher> {
+    parse_cipher(&text(&CIPHER).unwrap_or_default())
+}
+
+/// A cipher by the name that people type.
+///
+/// # Errors
+/// The text, when it names no cipher for PostgreSQL pages.
+pub(crate) fn parse_cipher(name: &str) -> Result<CipherId, UnknownCipher> {
+    match name.parse() {
+        Ok(cipher @ (CipherId::Aes256Hctr2 | CipherId::Aes256Xts)) => Ok(cipher),
+        _ => Err(UnknownCipher(name.to_owned())),
+    }
+}
+
+/// Not a cipher for PostgreSQL pages.
+#[derive(Debug, thiserror::Error)]
+#[error("\"{0}\" is not a cipher for tablespaces: use aes-256-hctr2 or aes-256-xts")]
+pub(crate) struct UnknownCipher(String);

@@ -1,0 +1,289 @@
+//! Changing how a tablespace is stored.
+//!
+//! Order of `encrypt` (pg-tde's rule: key durable, then logged, then in force):
+//!
+//! 1. the line with its wrapped key is durable in the keyring, without a state;
+//! 2. under the state lock, which every creation of a file takes shared: the tablespace is found empty, the state
+//!    with the present WAL position is durable in the keyring, the record is in the WAL and flushed, the line is published;
+//! 3. from then on every file in the tablespace is born encrypted.
+//!
+//! A crash after 1 leaves a line that nothing uses. A crash within 2 leaves an empty tablespace that is encrypted here and
+//! perhaps not yet on a standby; the record is logged again before the first file is made in it (`before_create`),
+//! once for every start of the server.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use keyring::{
+    KeyringError, MasterKey, MasterKeyError, NewScope, Rewrapped, ScopeKind, StateChange, TablespaceState,
+    Unlocked, WalPosition,
+};
+use page_cipher::CipherId;
+
+use crate::compat::RelationId;
+use crate::ffi::server::{self, Lock};
+use crate::key_table::{FIRST_USER_OID, KeyTable, LineInfo, TableError};
+use crate::keys::{self, KeyError, LineFacts};
+use crate::settings::UnknownCipher;
+use crate::wal;
+
+static TABLE: OnceLock<&'static KeyTable> = OnceLock::new();
+
+/// The key table; `None` until keys are loaded at server start.
+pub(crate) fn key_table() -> Option<&'static KeyTable> {
+    TABLE.get().copied()
+}
+
+/// Puts the key table into force, before the server has children.
+pub(crate) fn set_key_table(table: &'static KeyTable) {
+    // Set once, by the only call in `_PG_init`; a second one would keep the first table.
+    TABLE.get_or_init(|| table);
+}
+
+/// Why the state of a tablespace was not changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum TablespaceError {
+    /// Not loaded at server start.
+    #[error("pg_tde is not active in this server")]
+    NotActive,
+    /// No such tablespace.
+    #[error("tablespace \"{0}\" does not exist")]
+    Unknown(String),
+    /// `pg_default` or `pg_global`.
+    #[error("tablespace \"{0}\" cannot be encrypted by this version of pg_tde")]
+    System(String),
+    /// Already encrypted.
+    #[error("tablespace \"{0}\" is encrypted already")]
+    Encrypted(String),
+    /// Not encrypted.
+    #[error("tablespace \"{0}\" is not encrypted")]
+    NotEncrypted(String),
+    /// Holds files.
+    #[error("tablespace \"{name}\" is not empty: it holds {files} relation files, the first is \"{}\"", first.display())]
+    NotEmpty {
+        /// Its name.
+        name: String,
+        /// How many files.
+        files: usize,
+        /// One of them.
+        first: PathBuf,
+    },
+    /// A standby changes nothing by itself.
+    #[error("the server is in recovery")]
+    InRecovery,
+    /// `pg_tde.cipher` or the argument.
+    #[error(transparent)]
+    Cipher(#[from] UnknownCipher),
+    /// HSM or keyring.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The directory cannot be read.
+    #[error("cannot read \"{}\": {source}", path.display())]
+    Read {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl From<KeyringError> for TablespaceError {
+    fn from(error: KeyringError) -> Self {
+        Self::Key(error.into())
+    }
+}
+
+impl From<MasterKeyError> for TablespaceError {
+    fn from(error: MasterKeyError) -> Self {
+        Self::Key(error.into())
+    }
+}
+
+impl From<TableError> for TablespaceError {
+    fn from(error: TableError) -> Self {
+        Self::Key(error.into())
+    }
+}
+
+/// What to do about an error.
+pub(crate) fn hint(error: &TablespaceError) -> &'static str {
+    match error {
+        TablespaceError::NotActive => {
+            "Add pg_tde to shared_preload_libraries in postgresql.conf and restart the server."
+        }
+        TablespaceError::System(_) => {
+            "Create a tablespace of your own, encrypt it while it is empty, and move relations into it."
+        }
+        TablespaceError::NotEmpty { .. } => {
+            "Create a new tablespace, encrypt it, and move the relations there with ALTER TABLE ... SET TABLESPACE, ALTER INDEX ... SET TABLESPACE, or ALTER TABLE ALL IN TABLESPACE ... SET TABLESPACE."
+        }
+        TablespaceError::InRecovery => "Run this on the primary server; standbys follow.",
+        _ => "",
+    }
+}
+
+/// Encrypts an empty tablespace: everything that is stored in it from now on.
+///
+/// Takes effect at once and is not undone by ROLLBACK.
+///
+/// # Errors
+/// See [`TablespaceError`].
+pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceError> {
+    let table = key_table().ok_or(TablespaceError::NotActive)?;
+    if server::recovery_in_progress() {
+        return Err(TablespaceError::InRecovery);
+    }
+    let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
+    if oid < FIRST_USER_OID {
+        return Err(TablespaceError::System(name.to_owned()));
+    }
+    refuse_encrypted(table, name, oid)?;
+    // Dropped relations keep an empty file until the next checkpoint.
+    if !relation_files(oid)?.is_empty() {
+        server::checkpoint();
+        refuse_files(name, oid)?;
+    }
+    let hsm = keys::open_hsm()?;
+    let keyring = keys::open_keyring(table)?;
+    let kind = ScopeKind::PgTablespace { oid, name: name.to_owned() };
+    let (scope, dek) = keyring.add_scope(NewScope { kind, cipher, initial: None }, &hsm)?;
+
+    let _lock = server::lock(Lock::State, true);
+    refuse_encrypted(table, name, oid)?;
+    refuse_files(name, oid)?;
+    let from = WalPosition(server::insert_position());
+    server::flush_wal(from.0);
+    let scope = keyring.set_state(scope.line, StateChange { from, state: TablespaceState::Encrypted })?;
+    let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: scope.line.0 })?;
+    log(&keyring, &facts)?;
+    let index = facts.add_to(table)?;
+    table.set_dek(index, &dek);
+    table.set_logged(index);
+    // The HSM remembers the newest generation; a crash before this is made up for at the next start.
+    keyring.remember_generation(&hsm)?;
+    Ok(())
+}
+
+fn refuse_encrypted(table: &KeyTable, name: &str, oid: u32) -> Result<(), TablespaceError> {
+    match table.active(oid) {
+        Some(_) => Err(TablespaceError::Encrypted(name.to_owned())),
+        None => Ok(()),
+    }
+}
+
+fn refuse_files(name: &str, oid: u32) -> Result<(), TablespaceError> {
+    let files = relation_files(oid)?;
+    match files.first() {
+        Some(first) => {
+            Err(TablespaceError::NotEmpty { name: name.to_owned(), files: files.len(), first: first.clone() })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Every file that belongs to a relation in a tablespace: `pg_tblspc/OID/PG_*/DATABASE/*`.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub(crate) fn relation_files(oid: u32) -> Result<Vec<PathBuf>, TablespaceError> {
+    let mut files = Vec::new();
+    for version in entries(&server::data_directory().join(format!("pg_tblspc/{oid}")))? {
+        for database in entries(&version)? {
+            let is_database = database.file_name().is_some_and(is_number);
+            if is_database {
+                files.extend(entries(&database)?);
+            }
+        }
+    }
+    files.retain(|file| {
+        !file.file_name().is_some_and(|name| name == "PG_VERSION" || name == "pg_filenode.map")
+    });
+    files.sort();
+    Ok(files)
+}
+
+fn is_number(name: &std::ffi::OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn entries(path: &Path) -> Result<Vec<PathBuf>, TablespaceError> {
+    let failed = |source| TablespaceError::Read { path: path.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        found.push(entry.map_err(failed)?.path());
+    }
+    Ok(found)
+}
+
+/// Puts a line's record into the WAL.
+fn log(keyring: &Unlocked, facts: &LineFacts) -> Result<(), KeyringError> {
+    let exported = keyring.export(facts.line)?;
+    server::log_record(wal::KEYRING_LINE, &wal::encode(facts, &exported));
+    Ok(())
+}
+
+/// Makes sure that the WAL holds the line of a tablespace before it holds anything about the first new file in it.
+///
+/// # Errors
+/// When the keyring cannot be read. The file must not be made then.
+pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<(), TablespaceError> {
+    let Some(line) = table.active(relation.tablespace) else { return Ok(()) };
+    if table.is_logged(line.index) {
+        return Ok(());
+    }
+    log_line(table, line)?;
+    table.set_logged(line.index);
+    Ok(())
+}
+
+fn log_line(table: &KeyTable, line: LineInfo) -> Result<(), TablespaceError> {
+    let keyring = keys::open_keyring(table)?;
+    let scope = keyring.scope(keyring::LineNumber(line.line))?;
+    let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: line.line })?;
+    log(&keyring, &facts)?;
+    Ok(())
+}
+
+/// Retires the key line of a tablespace that was dropped. Its key stays in the keyring for old backups.
+///
+/// # Errors
+/// When the keyring cannot be changed; the tablespace is gone all the same.
+pub(crate) fn retire(oid: u32) -> Result<(), TablespaceError> {
+    let table = key_table().ok_or(TablespaceError::NotActive)?;
+    let Some(line) = table.active(oid) else { return Ok(()) };
+    let _lock = server::lock(Lock::State, true);
+    let keyring = keys::open_keyring(table)?;
+    let from = WalPosition(server::insert_position());
+    server::flush_wal(from.0);
+    let scope = keyring.retire(keyring::LineNumber(line.line), from)?;
+    let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: line.line })?;
+    log(&keyring, &facts)?;
+    table.end(line.index, facts.end);
+    Ok(())
+}
+
+/// Makes a new version of the master key and wraps every data key under it. No page is touched.
+///
+/// # Errors
+/// See [`TablespaceError`]. Keys that are not wrapped anew yet stay usable under the old version; calling this
+/// again goes on.
+pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
+    let table = key_table().ok_or(TablespaceError::NotActive)?;
+    if server::recovery_in_progress() {
+        return Err(TablespaceError::InRecovery);
+    }
+    let mut hsm = keys::open_hsm()?;
+    let keyring = keys::open_keyring(table)?;
+    hsm.generate_version()?;
+    let rewrapped = keyring.rewrap_all(&hsm, |_| {
+        server::check_for_interrupts();
+        ControlFlow::Continue(())
+    })?;
+    for line in table.lines() {
+        log_line(table, line)?;
+    }
+    Ok(rewrapped)
+}

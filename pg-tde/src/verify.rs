@@ -1,0 +1,188 @@
+//! Reads the files of an encrypted tablespace and tries to open every page.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use page_cipher::pg::{self, Fork, OpenError, PAGE_SIZE, Page, RelationCipher};
+
+use crate::ffi::server;
+use crate::keys::{self, KeyError};
+use crate::tablespace::{self, TablespaceError};
+
+/// How often a page that does not open is read again: it may have been read while it was written.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(20);
+/// Blocks in a segment file (RELSEG_SIZE of every distribution).
+const SEGMENT_BLOCKS: u32 = 131_072;
+
+/// What was found in one fork of a relation.
+#[derive(Debug, Default)]
+pub(crate) struct Checked {
+    pub(crate) database: u32,
+    pub(crate) number: u32,
+    pub(crate) fork: &'static str,
+    pub(crate) blocks: u64,
+    pub(crate) zero_blocks: u64,
+    pub(crate) damaged: u64,
+    pub(crate) first: Option<Damage>,
+}
+
+/// A page that does not open.
+#[derive(Debug)]
+pub(crate) struct Damage {
+    pub(crate) block: u32,
+    pub(crate) detail: String,
+}
+
+/// A segment file of a fork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Segment {
+    database: u32,
+    number: u32,
+    fork: &'static str,
+    segment: u32,
+}
+
+/// `NUMBER[_fsm|_vm|_init][.SEGMENT]`; `None` for files of temporary relations and what is not a relation's.
+fn parse(path: &Path) -> Option<Segment> {
+    let database = path.parent()?.file_name()?.to_str()?.parse().ok()?;
+    let name = path.file_name()?.to_str()?;
+    let (name, segment) = match name.split_once('.') {
+        Some((name, segment)) => (name, segment.parse().ok()?),
+        None => (name, 0),
+    };
+    let (number, fork) = match name.split_once('_') {
+        None => (name, "main"),
+        Some((number, "fsm")) => (number, "fsm"),
+        Some((number, "vm")) => (number, "vm"),
+        Some((number, "init")) => (number, "init"),
+        Some(_) => return None,
+    };
+    Some(Segment { database, number: number.parse().ok()?, fork, segment })
+}
+
+/// Checks every page of every permanent relation in an encrypted tablespace, as it is on disk now.
+///
+/// # Errors
+/// When the tablespace is not encrypted or a file cannot be read. A page that does not open is a finding, no error.
+pub(crate) fn tablespace(name: &str) -> Result<Vec<Checked>, TablespaceError> {
+    let table = tablespace::key_table().ok_or(TablespaceError::NotActive)?;
+    let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
+    let line = table.active(oid).ok_or_else(|| TablespaceError::NotEncrypted(name.to_owned()))?;
+    if table.dek(line.index)?.is_none() {
+        keys::unwrap_line(table, line)?;
+    }
+    let dek = table.dek(line.index)?.ok_or(KeyError::Mismatch { line: line.line })?;
+    let segments: BTreeMap<Segment, PathBuf> =
+        tablespace::relation_files(oid)?.into_iter().filter_map(|path| Some((parse(&path)?, path))).collect();
+    let mut found: Vec<Checked> = Vec::new();
+    for (segment, path) in segments {
+        let Segment { database, number, fork, .. } = segment;
+        let cipher = RelationCipher::new(line.cipher, &dek, database, number)
+            .map_err(|_| KeyError::Mismatch { line: line.line })?;
+        let same = found
+            .last()
+            .is_some_and(|last| (last.database, last.number, last.fork) == (database, number, fork));
+        if !same {
+            found.push(Checked { database, number, fork, ..Checked::default() });
+        }
+        if let Some(checked) = found.last_mut() {
+            check_file(&path, segment, &cipher, checked)?;
+        }
+    }
+    Ok(found)
+}
+
+fn check_file(
+    path: &Path,
+    segment: Segment,
+    cipher: &RelationCipher,
+    checked: &mut Checked,
+) -> Result<(), TablespaceError> {
+    let failed = |source| TablespaceError::Read { path: path.to_owned(), source };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        // Dropped since the directory was read.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    let fork = match segment.fork {
+        "fsm" => Fork::Fsm,
+        "vm" => Fork::Vm,
+        "init" => Fork::Init,
+        _ => Fork::Main,
+    };
+    let blocks = file.metadata().map_err(failed)?.len() / PAGE_SIZE as u64;
+    for index in 0..blocks {
+        if index % 256 == 0 {
+            server::check_for_interrupts();
+        }
+        let block = segment.segment * SEGMENT_BLOCKS + u32::try_from(index).unwrap_or(u32::MAX);
+        match check_page(&file, index, |page| cipher.open(fork, block, page)).map_err(failed)? {
+            // Truncated meanwhile.
+            Found::Gone => break,
+            Found::Zero => checked.zero_blocks += 1,
+            Found::Good => (),
+            Found::Bad(error) => {
+                checked.damaged += 1;
+                checked.first.get_or_insert_with(|| Damage { block, detail: error.to_string() });
+            }
+        }
+        checked.blocks += 1;
+    }
+    Ok(())
+}
+
+enum Found {
+    Gone,
+    Zero,
+    Good,
+    Bad(OpenError),
+}
+
+fn check_page(
+    file: &File,
+    index: u64,
+    open: impl Fn(&mut Page) -> Result<(), OpenError>,
+) -> std::io::Result<Found> {
+    let mut page: Page = [0; PAGE_SIZE];
+    let mut attempt = 1;
+    loop {
+        match file.read_exact_at(&mut page, index * PAGE_SIZE as u64) {
+            Ok(()) => (),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Found::Gone),
+            Err(error) => return Err(error),
+        }
+        if pg::is_zero(&page) {
+            return Ok(Found::Zero);
+        }
+        match open(&mut page) {
+            Ok(()) => return Ok(Found::Good),
+            Err(error) if attempt == ATTEMPTS => return Ok(Found::Bad(error)),
+            Err(_) => attempt += 1,
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names_of_permanent_relations_are_understood_and_others_left_out() {
+        let parse = |name: &str| parse(Path::new(&format!("pg_tblspc/16400/PG_15_202209061/5/{name}")));
+        let segment = |fork, segment| Some(Segment { database: 5, number: 16401, fork, segment });
+        assert_eq!(parse("16401"), segment("main", 0));
+        assert_eq!(parse("16401.12"), segment("main", 12));
+        assert_eq!(parse("16401_fsm"), segment("fsm", 0));
+        assert_eq!(parse("16401_vm.1"), segment("vm", 1));
+        assert_eq!(parse("16401_init"), segment("init", 0));
+        for other in ["t3_16401", "PG_VERSION", "pg_filenode.map", "16401_x", "pgsql_tmp"] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+    }
+}
