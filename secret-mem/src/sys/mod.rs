@@ -4,6 +4,8 @@ mod arena;
 mod locked_box;
 mod mapping;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use arena::Slot;
 pub use arena::relock_after_fork;
