@@ -132,8 +132,9 @@ pub(crate) fn open(table: &'static KeyTable, at: PageAddress, page: &mut Page) -
 fn refuse(table: &'static KeyTable, at: PageAddress, error: &OpenError, page: &mut Page) -> Opened {
     let counters = table.counters(std::process::id());
     let cause = match *error {
-        OpenError::ChecksumMismatch { stored, computed } => Cause::Damaged { stored, computed },
+        // Ciphertext, torn or not, has no valid header.
         _ if pg::header_is_valid(page, at.fork) => Cause::Plain,
+        OpenError::ChecksumMismatch { stored, computed } => Cause::Damaged { stored, computed },
         _ => Cause::NotAuthentic,
     };
     let torn = matches!(cause, Cause::Damaged { .. });

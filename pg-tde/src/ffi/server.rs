@@ -249,8 +249,6 @@ pub(crate) fn tablespace_oid(name: &str) -> Option<u32> {
     (oid != 0).then_some(oid)
 }
 
-
-
 /// Copies a page out of a buffer that other processes may set hint bits in meanwhile.
 ///
 /// # Safety

@@ -11,12 +11,12 @@ use crate::tablespace::{self, TablespaceError};
 use crate::verify::{self, Checked};
 use crate::{keys, report, settings};
 
-fn fail(message: &str, error: &TablespaceError) -> ! {
+fn fail(error: &TablespaceError) -> ! {
     report::send(
         PgLogLevel::ERROR,
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        message,
         &report::chain(error),
+        "",
         tablespace::hint(error),
     );
     unreachable!("an ERROR does not return")
@@ -25,7 +25,7 @@ fn fail(message: &str, error: &TablespaceError) -> ! {
 fn table() -> &'static KeyTable {
     match tablespace::key_table() {
         Some(table) => table,
-        None => fail("pg_tde has no keys", &TablespaceError::NotActive),
+        None => fail(&TablespaceError::NotActive),
     }
 }
 
@@ -38,7 +38,7 @@ fn encrypt_tablespace(name: &str, cipher: Option<&str>) -> Option<i64> {
     };
     let done = cipher.map_err(TablespaceError::from).and_then(|cipher| tablespace::encrypt(name, cipher));
     if let Err(error) = done {
-        fail(&format!("tablespace \"{name}\" was not encrypted"), &error);
+        fail(&error);
     }
     None
 }
@@ -54,7 +54,7 @@ fn tablespace_is_encrypted(tablespace: pg_sys::Oid) -> bool {
 fn rotate_master_key() -> i32 {
     match tablespace::rotate_master_key() {
         Ok(rewrapped) => rewrapped.to.cast_signed(),
-        Err(error) => fail("the master key was not rotated", &error),
+        Err(error) => fail(&error),
     }
 }
 
@@ -112,11 +112,11 @@ fn key_versions() -> TableIterator<
 > {
     let keyring = match keys::open_keyring(table()) {
         Ok(keyring) => keyring,
-        Err(error) => fail("the keyring cannot be read", &error.into()),
+        Err(error) => fail(&error.into()),
     };
     let scopes = match keyring.scopes() {
         Ok(scopes) => scopes,
-        Err(error) => fail("the keyring cannot be read", &error.into()),
+        Err(error) => fail(&error.into()),
     };
     let mut rows = Vec::new();
     for scope in &scopes {
@@ -179,7 +179,7 @@ fn check_files(
 > {
     let checked: Vec<Checked> = match verify::tablespace(name) {
         Ok(checked) => checked,
-        Err(error) => fail(&format!("tablespace \"{name}\" was not verified"), &error),
+        Err(error) => fail(&error),
     };
     TableIterator::new(checked.into_iter().map(|row| {
         (
