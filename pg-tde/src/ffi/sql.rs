@@ -1,5 +1,7 @@
 //! The functions of schema `tde`; their declarations are in `sql/`.
 
+#![allow(clippy::type_complexity)] // a row type is as long as its columns
+
 use std::sync::atomic::AtomicU64;
 
 use pgrx::datum::TimestampWithTimeZone;
