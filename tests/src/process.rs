@@ -46,6 +46,15 @@ impl Process {
             .collect()
     }
 
+    /// Processor time, user and system, of the children that it has waited for: of a postmaster's ended backends.
+    pub fn reaped_cpu(&self) -> Duration {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let after_name = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let ticks: u64 =
+            after_name.split_whitespace().skip(13).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+    }
+
     /// Its command line: for a PostgreSQL process what `ps` shows, such as `postgres: checkpointer`.
     pub fn title(&self) -> String {
         let raw = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
