@@ -234,7 +234,10 @@ fn killed_while_the_hsm_is_made() {
             Err(HsmError::NotInitialized { .. } | HsmError::IncompleteStore { .. }) => {
                 let again = initialize(&dir).unwrap_err();
                 let text = again.to_string();
-                assert!(text.contains("hsm") && (text.contains("header") || text.contains("empty")), "{text}");
+                assert!(
+                    text.contains("hsm") && (text.contains("header") || text.contains("empty")),
+                    "{text}"
+                );
             }
             Err(other) => panic!("step {n}: {other}"),
         }

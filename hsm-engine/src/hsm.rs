@@ -124,6 +124,8 @@ impl Hsm {
     /// As [`initialize`](Self::initialize).
     pub fn initialize_dir(dir: impl AsRef<Path>, init: &Initialize<'_>) -> Result<Self> {
         let dir = dir.as_ref();
+        // Before the directory is made.
+        init.check()?;
         match FileStore::create(dir) {
             Ok(store) => Self::initialize(store, init),
             // Tells an HSM and the rest of one apart from other things in the directory.

@@ -246,3 +246,63 @@ fn finish(head: [u8; HEADER], payload: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(&crc.to_le_bytes());
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::records::Lockout;
+    use crate::time::Timestamp;
+
+    fn sealer() -> Sealer {
+        let mut key = SecretBytes::zeroed();
+        *key.expose_mut() = [7; 32];
+        Sealer::new(&key, [9; 16])
+    }
+
+    #[test]
+    fn a_sealed_object_has_these_bytes() {
+        let name = ObjectName::new("counters").unwrap();
+        let bytes = sealer().seal(Kind::Counters, &name, 0x0102, b"payload".to_vec(), [3; 12]);
+        let (head, rest) = bytes.split_at(HEADER);
+        assert_eq!(hex::encode(head), "7464654801000601020100000000000017000000030303030303030303030303");
+        assert_eq!(hex::encode(rest), SEALED);
+        let mut payload = rest[..rest.len() - CRC].to_vec();
+        sealer().open(head, &name, &mut payload).unwrap();
+        assert_eq!(payload, b"payload");
+    }
+
+    #[test]
+    fn a_public_object_has_these_bytes() {
+        let epoch = Timestamp::from_micros(0);
+        let payload = format::encode(&Lockout { failures: 1, last: epoch, not_before: epoch }).unwrap();
+        let bytes = finish(header(Kind::Lockout, 5, payload.len(), [0; 12]), &payload);
+        assert_eq!(
+            hex::encode(bytes),
+            "7464654801000300050000000000000014000000000000000000000000000000\
+             0100000000000000000000000000000000000000e5763fb5"
+        );
+    }
+
+    #[test]
+    fn the_seal_binds_name_kind_revision_and_hsm() {
+        let name = ObjectName::new("counters").unwrap();
+        let bytes = sealer().seal(Kind::Counters, &name, 2, b"payload".to_vec(), [3; 12]);
+        let open = |sealer: &Sealer, head: &[u8], name: &str| {
+            let mut payload = bytes[HEADER..bytes.len() - CRC].to_vec();
+            sealer.open(head, &ObjectName::new(name).unwrap(), &mut payload)
+        };
+        let head = &bytes[..HEADER];
+        assert_eq!(open(&sealer(), head, "counters"), Ok(()));
+        assert_eq!(open(&sealer(), head, "counterz"), Err(Damage::Seal));
+        for at in 0..HEADER {
+            let mut changed = head.to_vec();
+            changed[at] ^= 1;
+            assert_eq!(open(&sealer(), &changed, "counters"), Err(Damage::Seal), "byte {at}");
+        }
+        let other = Sealer { hsm_id: [8; 16], ..sealer() };
+        assert_eq!(open(&other, head, "counters"), Err(Damage::Seal));
+    }
+
+    /// Ciphertext, tag and checksum.
+    const SEALED: &str = "2ad41fb298bf0d19dba2b194a1e775e7bdf8994181fe7fe8ffdaf9";
+}

@@ -42,10 +42,16 @@ pub struct Session {
     pub(crate) keys: StoreKeys,
     user: records::UserPublic,
     opener: u32,
-    /// Ciphers of versions used before. Versions never change their key, so an entry is never wrong.
-    ready: Mutex<HashMap<(Uuid, u32), Arc<KeyCipher>>>,
+    /// Versions used before. A version never changes its key, nor a line its attributes, so an entry is never wrong.
+    ready: Mutex<HashMap<(Uuid, u32), Arc<Ready>>>,
     usage: Counts,
     closed: bool,
+}
+
+/// A version of a master key, ready for use.
+struct Ready {
+    cipher: KeyCipher,
+    attributes: KeyAttributes,
 }
 
 #[derive(Default)]
@@ -220,16 +226,16 @@ impl Session {
         wrapped: &Wrapped,
     ) -> Result<SecretBytes<32>> {
         self.require(Role::CryptoUser, "unwrap keys")?;
-        let cipher = match self.ready(key.id, wrapped.version) {
-            Some(cipher) => cipher,
+        let version = match self.ready(key.id, wrapped.version) {
+            Some(ready) => ready,
             None => {
                 let line = self.line(key)?;
-                self.check_plaintext(&line)?;
                 self.make_ready(&line, line.for_unwrap(wrapped.version)?)?
             }
         };
+        self.check_plaintext(&key.label, version.attributes)?;
         let Mechanism::AesKw = mechanism;
-        if let Some(secret) = cipher.unwrap(&wrapped.bytes) {
+        if let Some(secret) = version.cipher.unwrap(&wrapped.bytes) {
             self.usage.unwraps.fetch_add(1, Ordering::Relaxed);
             return Ok(secret);
         }
@@ -245,7 +251,7 @@ impl Session {
         self.require(Role::CryptoUser, "make data keys")?;
         let line = self.line(key)?;
         if give == Return::Plaintext {
-            self.check_plaintext(&line)?;
+            self.check_plaintext(&line.label, line.attributes)?;
         }
         let secret = SecretBytes::<32>::random()?;
         let wrapped = self.wrap_newest(Mechanism::AesKw, &line, &secret)?;
@@ -395,15 +401,15 @@ impl Session {
         crate::hsm::write_lockout(&self.core, name, &cleared)
     }
 
-    fn check_plaintext(&self, line: &records::KeyLine) -> Result<()> {
+    fn check_plaintext(&self, label: &str, attributes: KeyAttributes) -> Result<()> {
         let who = if !self.user.rights.plaintext_data_keys {
             format!("user \"{}\"", self.user.name)
-        } else if !line.attributes.plaintext_data_keys {
+        } else if !attributes.plaintext_data_keys {
             "users of this master key".into()
         } else {
             return Ok(());
         };
-        Err(HsmError::PlaintextForbidden { label: line.label.clone(), who })
+        Err(HsmError::PlaintextForbidden { label: label.into(), who })
     }
 
     fn line(&self, key: &KeyHandle) -> Result<records::KeyLine> {
@@ -434,27 +440,28 @@ impl Session {
         secret: &SecretBytes<32>,
     ) -> Result<Wrapped> {
         let newest = line.primary()?;
-        let cipher = match self.ready(line.uuid(), newest.version) {
-            Some(cipher) => cipher,
+        let ready = match self.ready(line.uuid(), newest.version) {
+            Some(ready) => ready,
             None => self.make_ready(line, newest)?,
         };
         let Mechanism::AesKw = mechanism;
-        Ok(Wrapped { version: newest.version, bytes: cipher.wrap(secret) })
+        Ok(Wrapped { version: newest.version, bytes: ready.cipher.wrap(secret) })
     }
 
-    fn ready(&self, id: Uuid, version: u32) -> Option<Arc<KeyCipher>> {
+    fn ready(&self, id: Uuid, version: u32) -> Option<Arc<Ready>> {
         let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         ready.get(&(id, version)).map(Arc::clone)
     }
 
-    fn make_ready(&self, line: &records::KeyLine, version: &records::KeyVersion) -> Result<Arc<KeyCipher>> {
-        let cipher = Arc::new(KeyCipher::new(&self.master_key(line, version)?));
+    fn make_ready(&self, line: &records::KeyLine, version: &records::KeyVersion) -> Result<Arc<Ready>> {
+        let cipher = KeyCipher::new(&self.master_key(line, version)?);
+        let entry = Arc::new(Ready { cipher, attributes: line.attributes });
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         if ready.len() >= MAX_READY {
             ready.clear();
         }
-        ready.insert((line.uuid(), version.version), Arc::clone(&cipher));
-        Ok(cipher)
+        ready.insert((line.uuid(), version.version), Arc::clone(&entry));
+        Ok(entry)
     }
 
     /// A version's key, for a moment, in locked memory.
@@ -493,5 +500,36 @@ impl fmt::Debug for Session {
             .field("hsm", &self.core.header.label)
             .field("user", &self.user.name)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Hsm, Initialize};
+
+    /// A copy of a session in a forked child is refused everything, and its drop writes nothing.
+    #[test]
+    fn another_process_gets_nothing_from_a_session() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("hsm");
+        let (officer, user) = (Pin::generate().unwrap(), Pin::generate().unwrap());
+        let hsm = Hsm::initialize_dir(&dir, &Initialize::new(&officer, &user)).unwrap();
+        let mut session = hsm.login("user", &user).unwrap();
+        let key = session.find_master_key("master").unwrap();
+        let wrapped = session.generate_data_key(&key, Return::WrappedOnly).unwrap().wrapped;
+        let records = hsm.verify_audit(&mut |_| {}).unwrap().records;
+        session.opener ^= 1;
+        let forked = |e: HsmError| assert!(matches!(e, HsmError::Forked { .. }), "{e}");
+        forked(session.unwrap(&key, &wrapped).map(drop).unwrap_err());
+        forked(session.wrap(&key, &SecretBytes::zeroed()).map(drop).unwrap_err());
+        forked(session.find_master_key("master").map(drop).unwrap_err());
+        forked(session.primary_version(&key).map(drop).unwrap_err());
+        forked(session.raise_counter("x", 1).map(drop).unwrap_err());
+        forked(session.counter("x").map(drop).unwrap_err());
+        forked(session.random(&mut [0; 4]).unwrap_err());
+        forked(session.log_usage().unwrap_err());
+        drop(session);
+        assert_eq!(hsm.verify_audit(&mut |_| {}).unwrap().records, records);
     }
 }

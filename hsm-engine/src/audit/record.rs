@@ -191,3 +191,87 @@ impl<'a> Parsed<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Usage;
+    use crate::user::Role;
+
+    fn record(event: Event) -> Record {
+        Record {
+            sequence: 0x0102,
+            boots: 3,
+            time: Timestamp::from_micros(0x0405),
+            has_mac: true,
+            user: "u".into(),
+            event,
+            outcome: Outcome::Ok,
+        }
+    }
+
+    fn key() -> AuditKey {
+        let mut key = SecretBytes::zeroed();
+        *key.expose_mut() = [7; 32];
+        AuditKey::new(key)
+    }
+
+    #[test]
+    fn a_record_has_these_bytes() {
+        let (bytes, hash) = record(Event::Login).encode(&[0xAA; 32], Some(&key())).unwrap();
+        let want = [
+            "71000000 01 01 0000 0201000000000000 03000000 0504000000000000",
+            &"aa".repeat(32),
+            "0100000000000000 75 02000000 00000000",
+        ];
+        let want = want.concat().replace(' ', "");
+        assert_eq!(hex::encode(&bytes[..77]), want);
+        let mut mac = Hmac::<Sha256>::new_from_slice(&[7; 32]).unwrap();
+        mac.update(&bytes[..77]);
+        assert_eq!(bytes[77..109], mac.finalize().into_bytes()[..]);
+        assert_eq!(bytes[109..], crc32fast::hash(&bytes[..109]).to_le_bytes());
+        assert_eq!(hash[..], Sha256::digest(&bytes[..109])[..]);
+        let parsed = Parsed::parse(&bytes).ok().unwrap();
+        assert_eq!((parsed.record, parsed.hash, parsed.len), (record(Event::Login), hash, 113));
+    }
+
+    /// The number of each event is on disk.
+    #[test]
+    fn events_have_these_numbers() {
+        let (name, label) = (String::new, String::new);
+        let events = [
+            Event::Initialized { label: label() },
+            Event::Boot { boots: 0 },
+            Event::Login,
+            Event::LoginFailed { failures: 0 },
+            Event::Logout(Usage::default()),
+            Event::Used(Usage::default()),
+            Event::Refused { action: name() },
+            Event::UserCreated { name: name(), role: Role::CryptoUser },
+            Event::UserUnlocked { name: name() },
+            Event::PinReset { name: name() },
+            Event::PinChanged,
+            Event::MasterKeyCreated { id: [0; 16], label: label() },
+            Event::MasterKeyRotated { id: [0; 16], label: label(), version: 0 },
+            Event::CounterForgotten { name: name(), value: 0 },
+            Event::TailDropped { bytes: 0 },
+        ];
+        for (event, number) in events.iter().zip(0_u32..) {
+            assert_eq!(format::encode(event).unwrap()[..4], number.to_le_bytes(), "{}", event.name());
+        }
+    }
+
+    #[test]
+    fn only_the_events_of_strangers_may_lack_a_mac() {
+        for (event, allowed) in [(Event::LoginFailed { failures: 1 }, true), (Event::Login, false)] {
+            let (bytes, _) = record(event).encode(&[0; 32], None).unwrap();
+            assert_eq!(Parsed::parse(&bytes).ok().unwrap().authentic(&key()), allowed);
+        }
+    }
+
+    #[test]
+    fn a_record_has_a_largest_length() {
+        let event = Event::Refused { action: "x".repeat(MAX_RECORD) };
+        assert!(record(event).encode(&[0; 32], None).is_err());
+    }
+}

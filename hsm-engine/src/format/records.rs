@@ -117,3 +117,138 @@ pub(crate) struct KeyVersion {
 pub(crate) struct Counters {
     pub(crate) values: Vec<(String, u64)>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use bincode::Decode;
+
+    use super::*;
+    use crate::error::Damage;
+    use crate::format::{decode, encode};
+
+    /// Pins the bytes of a value, reads them back, and refuses them with a byte more or less.
+    fn pin<T: Encode + Decode<()> + PartialEq + Debug>(value: &T, want: &str) {
+        let bytes = encode(value).unwrap();
+        assert_eq!(hex::encode(&bytes), want.replace([' ', '\n'], ""));
+        assert_eq!(&decode::<T>(&bytes).unwrap(), value);
+        let more = [&bytes[..], &[0]].concat();
+        assert!(matches!(decode::<T>(&more), Err(Damage::Length { .. })));
+        assert_eq!(decode::<T>(&bytes[..bytes.len() - 1]), Err(Damage::Field("payload")));
+    }
+
+    const T1: Timestamp = Timestamp::from_micros(0x0102_0304_0506_0708);
+    const T1_HEX: &str = "0807060504030201";
+
+    #[test]
+    fn header() {
+        let value = Header { hsm_id: [0xAA; 16], label: "tde".into(), created: T1 };
+        pin(&value, &format!("{} 0300000000000000 746465 {T1_HEX}", "aa".repeat(16)));
+    }
+
+    #[test]
+    fn user() {
+        let mut value = User {
+            public: UserPublic {
+                name: "user".into(),
+                role: Role::CryptoUser,
+                rights: Rights { plaintext_data_keys: true },
+                created: T1,
+                pin_set: T1,
+                kdf: PinKdf::Argon2id { memory_kib: 65536, passes: 3, lanes: 1 },
+                salt: [0xBB; 16],
+            },
+            nonce: [0xCC; 12],
+            sealed_store_key: [0xDD; 48],
+        };
+        let tail = ["bb".repeat(16), "cc".repeat(12), "dd".repeat(48)].concat();
+        pin(
+            &value,
+            &format!(
+                "0400000000000000 75736572 01000000 01 {T1_HEX} {T1_HEX} 00000000 00000100 03000000 01000000 {tail}"
+            ),
+        );
+        value.public.role = Role::CryptoOfficer;
+        value.public.rights.plaintext_data_keys = false;
+        value.public.kdf = PinKdf::Hkdf;
+        pin(&value, &format!("0400000000000000 75736572 00000000 00 {T1_HEX} {T1_HEX} 01000000 {tail}"));
+    }
+
+    #[test]
+    fn lockout() {
+        pin(
+            &Lockout { failures: 3, last: T1, not_before: Timestamp::from_micros(9) },
+            &format!("03000000 {T1_HEX} 0900000000000000"),
+        );
+    }
+
+    #[test]
+    fn root() {
+        let value = Root {
+            header_digest: [0x11; 32],
+            users: vec![UserEntry { name: "u".into(), revision: 2 }],
+            keys: vec![KeyEntry { id: [0x22; 16], label: "k".into(), revision: 3 }],
+            counters: 4,
+            boots: 5,
+            boot_id: [0x33; 16],
+            anchor: Anchor { segment: 6, offset: 7, sequence: 8, hash: [0x44; 32] },
+        };
+        let want = [
+            &"11".repeat(32),
+            "0100000000000000 0100000000000000 75 0200000000000000",
+            "0100000000000000",
+            &"22".repeat(16),
+            "0100000000000000 6b 0300000000000000",
+            "0400000000000000 05000000",
+            &"33".repeat(16),
+            "06000000 0700000000000000 0800000000000000",
+            &"44".repeat(32),
+        ];
+        pin(&value, &want.concat());
+    }
+
+    #[test]
+    fn key_line() {
+        let version = |version, state| KeyVersion { version, state, created: T1, wrapped: [0x55; 40] };
+        let value = KeyLine {
+            id: [0x66; 16],
+            label: "k".into(),
+            created: T1,
+            attributes: KeyAttributes { plaintext_data_keys: true },
+            versions: vec![
+                version(1, KeyVersionState::Destroyed),
+                version(2, KeyVersionState::PendingDestruction(T1)),
+                version(3, KeyVersionState::DecryptOnly),
+                version(4, KeyVersionState::Active),
+            ],
+        };
+        let rest = format!("{T1_HEX} {}", "55".repeat(40));
+        pin(
+            &value,
+            &format!(
+                "{} 0100000000000000 6b {T1_HEX} 01 0400000000000000
+                 01000000 03000000 {rest} 02000000 02000000 {T1_HEX} {rest}
+                 03000000 01000000 {rest} 04000000 00000000 {rest}",
+                "66".repeat(16)
+            ),
+        );
+    }
+
+    #[test]
+    fn counters() {
+        let value = Counters { values: vec![("a".into(), 1), ("b".into(), u64::MAX)] };
+        pin(
+            &value,
+            "0200000000000000 0100000000000000 61 0100000000000000 0100000000000000 62 ffffffffffffffff",
+        );
+    }
+
+    /// A length that no object can have is refused before memory is asked for.
+    #[test]
+    fn absurd_lengths_are_refused() {
+        for n in [u64::MAX, 1 << 40, 5 << 20] {
+            assert_eq!(decode::<Counters>(&n.to_le_bytes()), Err(Damage::Field("payload")));
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Wrong PINs cost time, per user.
+
+use std::time::Duration;
+
+use hsm_engine::{HsmError, LockState};
+
+use crate::support::{Fixture, OFFICER_PIN, USER_PIN, WRONG_PIN};
+
+fn failures(f: &Fixture, user: &str) -> (u32, LockState) {
+    let status = f.hsm().status().unwrap();
+    let user = status.users.iter().find(|u| u.name == user).unwrap();
+    (user.failures, user.lock)
+}
+
+fn lock(f: &Fixture) {
+    for n in 1..=3 {
+        match f.login("user", WRONG_PIN) {
+            Err(HsmError::WrongPin { failures, not_before, locked, .. }) => {
+                assert_eq!((failures, not_before.is_some(), locked), (n, n == 3, false));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_right_pin_clears_the_count() {
+    let f = Fixture::new();
+    for _ in 0..3 {
+        assert!(f.login("user", WRONG_PIN).is_err());
+        assert!(f.login("user", "made up by a person").is_err());
+        assert_eq!(failures(&f, "user").0, 2);
+        f.user();
+        assert_eq!(failures(&f, "user"), (0, LockState::Open));
+    }
+}
+
+#[test]
+fn the_third_wrong_pin_makes_even_the_right_one_wait() {
+    let f = Fixture::new();
+    lock(&f);
+    let before = failures(&f, "user");
+    let log = f.hsm().verify_audit(&mut |_| {}).unwrap().records;
+    for text in [USER_PIN, WRONG_PIN, USER_PIN] {
+        match f.login("user", text) {
+            Err(e @ HsmError::LockedUntil { failures: 3, .. }) => {
+                assert!(e.to_string().contains("tde hsm unlock user"), "{e}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // A refused try counts nothing, prolongs nothing, and does not fill the log.
+    assert_eq!(failures(&f, "user"), before);
+    assert_eq!(f.hsm().verify_audit(&mut |_| {}).unwrap().records, log);
+    // Nobody else is touched.
+    f.officer();
+    assert_eq!(failures(&f, "officer"), (0, LockState::Open));
+
+    std::thread::sleep(Duration::from_millis(5100));
+    f.user();
+    assert_eq!(failures(&f, "user"), (0, LockState::Open));
+}
+
+#[test]
+fn the_officer_unlocks_at_once() {
+    let f = Fixture::new();
+    lock(&f);
+    f.officer().unlock_user("user").unwrap();
+    f.user();
+
+    lock(&f);
+    f.officer().reset_pin("user", &crate::support::pin("another one")).unwrap();
+    f.login("user", "another one").unwrap();
+    assert!(matches!(f.officer().unlock_user("nobody"), Err(HsmError::UnknownUser { .. })));
+}
+
+#[test]
+fn an_officer_repairs_a_damaged_counter() {
+    let f = Fixture::new();
+    f.write("lockout.user.obj", b"rot");
+    assert!(
+        matches!(f.login("user", USER_PIN), Err(HsmError::Damaged { object, .. }) if object == "lockout.user")
+    );
+    f.officer().unlock_user("user").unwrap();
+    f.user();
+}
+
+#[test]
+fn unknown_users_and_odd_names_are_told_apart_from_wrong_pins() {
+    let f = Fixture::new();
+    let files = f.files().len();
+    for name in ["nobody", "", "../user", "USER", "user.obj"] {
+        match f.login(name, OFFICER_PIN) {
+            Err(HsmError::UnknownUser { user, .. }) => assert_eq!(user, name),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    assert_eq!(f.files().len(), files);
+}
+
+/// Right PINs at the same time wait for each other and are all let in.
+#[test]
+fn many_logins_at_once_do_not_lock_the_user() {
+    let f = Fixture::new();
+    std::thread::scope(|s| {
+        let logins: Vec<_> = (0..8).map(|_| s.spawn(|| f.user().close())).collect();
+        for login in logins {
+            login.join().unwrap().unwrap();
+        }
+    });
+    assert_eq!(failures(&f, "user"), (0, LockState::Open));
+}
