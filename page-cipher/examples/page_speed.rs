@@ -12,7 +12,8 @@ use secret_mem::SecretBytes;
 
 /// Enough pages to leave the first-level cache, few enough to stay in the second.
 const PAGES: usize = 32;
-/// Runs of each operation, of which the median counts. Operations take turns, so that they share a machine's moods.
+/// Runs of each operation, of which the median counts. Operations take turns, so that they share a machine's
+/// moods.
 const RUNS: usize = 41;
 const ROUNDS: usize = 12;
 

@@ -1,7 +1,7 @@
 //! AES-256-GCM-SIV: authenticated encryption that tolerates a repeated nonce (RFC 8452).
 //!
-//! A nonce used twice shows whether two plaintexts with the same associated data are equal, and nothing else. Nonces are
-//! chosen at random by the caller.
+//! A nonce used twice shows whether two plaintexts with the same associated data are equal, and nothing else.
+//! Nonces are chosen at random by the caller.
 
 use aes_gcm_siv::aead::array::Array;
 use aes_gcm_siv::aead::{AeadInOut, KeyInit};
@@ -41,7 +41,8 @@ impl Aes256GcmSiv {
         Self { cipher: LockedBox::new_with(|| aes_gcm_siv::Aes256GcmSiv::new(key.expose().into())) }
     }
 
-    /// Encrypts `data` in place and returns the tag that authenticates it together with `aad`, which stays in clear.
+    /// Encrypts `data` in place and returns the tag that authenticates it together with `aad`, which stays in
+    /// clear.
     ///
     /// On an error `data` is as it was.
     pub fn seal(
@@ -59,7 +60,8 @@ impl Aes256GcmSiv {
         }
     }
 
-    /// Decrypts `data` in place if `tag` is right; otherwise wipes it, so that nothing unauthenticated can be used.
+    /// Decrypts `data` in place if `tag` is right; otherwise wipes it, so that nothing unauthenticated can be
+    /// used.
     pub fn open(
         &self,
         nonce: &[u8; NONCE_LEN],

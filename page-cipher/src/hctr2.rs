@@ -1,9 +1,10 @@
 //! AES-256-HCTR2: a wide-block, length-preserving, tweakable cipher.
 //!
 //! Paul Crowley, Nathan Huckleberry, Eric Biggers: *Length-preserving encryption with HCTR2*
-//! (<https://eprint.iacr.org/2021/1441>). Every bit of the output depends on every bit of the input and of the
-//! tweak. Encrypting different data under the same tweak is safe: equal input shows as equal output and nothing else does.
-//! There is no authentication tag; what a caller knows about the plaintext beforehand takes its place.
+//! (<https://eprint.iacr.org/2021/1441>). Every bit of the output depends on every bit of the input and of
+//! the tweak. Encrypting different data under the same tweak is safe: equal input shows as equal output and
+//! nothing else does. There is no authentication tag; what a caller knows about the plaintext beforehand
+//! takes its place.
 
 mod portable;
 
@@ -17,7 +18,8 @@ pub struct Aes256Hctr2 {
     kernel: LockedBox<Kernel>,
 }
 
-/// The implementations that may serve on this machine. All give the same bytes; `Aes256Hctr2::new` picks the fastest.
+/// The implementations that may serve on this machine. All give the same bytes; `Aes256Hctr2::new` picks the
+/// fastest.
 enum Kernel {
     Portable(portable::Hctr2),
 }

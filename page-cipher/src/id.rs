@@ -3,7 +3,8 @@
 use core::fmt;
 use core::str::FromStr;
 
-/// A cipher, as settings name it (`aes-256-hctr2`) and as formats on disk number it. Numbers are never reused.
+/// A cipher, as settings name it (`aes-256-hctr2`) and as formats on disk number it. Numbers are never
+/// reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 #[repr(u8)]

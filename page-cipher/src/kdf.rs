@@ -1,7 +1,8 @@
 //! One key per purpose: HKDF-SHA-256 (RFC 5869) from a 256-bit data key.
 //!
-//! A data key is never used for anything but this. It is uniformly random already, so there is no salt, and the info
-//! begins with a purpose string, so keys for different purposes or ids are independent of each other.
+//! A data key is never used for anything but this. It is uniformly random already, so there is no salt, and
+//! the info begins with a purpose string, so keys for different purposes or ids are independent of each
+//! other.
 
 use core::convert::Infallible;
 
@@ -9,22 +10,26 @@ use hkdf::Hkdf;
 use secret_mem::{SecretBytes, wiping_stack};
 use sha2::Sha256;
 
-/// What a derived key is for. Every purpose of this crate's formats is listed here, so that no two share a string.
+/// What a derived key is for. Every purpose of this crate's formats is listed here, so that no two share a
+/// string.
 ///
 /// A purpose string must not be the beginning of another, because ids of any value follow it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Purpose(&'static str);
 
 impl Purpose {
-    /// Pages of one PostgreSQL relation, format 1. Ids: cipher number (1 byte), database OID, relation file number (4 bytes
-    /// each, little-endian).
+    /// Pages of one PostgreSQL relation, format 1. Ids: cipher number (1 byte), database OID, relation file
+    /// number (4 bytes each, little-endian).
     pub const PG_PAGE: Self = Self("tde/pg/page/v1");
 }
 
 /// Derives a key of `N` bytes: `HKDF-SHA-256(ikm = key, no salt, info = purpose || ids[0] || ids[1] ...)`.
 ///
-/// The caller passes ids of fixed lengths, so that different ids cannot give the same info. `N` is at most 8160, the
-/// limit of RFC 5869; more does not compile.
+/// The caller passes ids of fixed lengths, so that different ids cannot give the same info. `N` is at most
+/// 8160, the limit of RFC 5869; more does not compile.
+///
+/// # Panics
+/// If there are more than 7 ids.
 pub fn derive<const N: usize>(key: &SecretBytes<32>, purpose: Purpose, ids: &[&[u8]]) -> SecretBytes<N> {
     const { assert!(N <= 255 * 32, "HKDF-SHA-256 gives at most 8160 bytes") };
     let Ok(derived) = wiping_stack(|| {
@@ -38,7 +43,6 @@ pub fn derive<const N: usize>(key: &SecretBytes<32>, purpose: Purpose, ids: &[&[
 }
 
 fn expand(hkdf: &Hkdf<Sha256>, purpose: Purpose, ids: &[&[u8]], out: &mut [u8]) {
-    /// More than any purpose has.
     const MAX_IDS: usize = 7;
     let mut info: [&[u8]; 1 + MAX_IDS] = [&[]; 1 + MAX_IDS];
     info[0] = purpose.0.as_bytes();

@@ -5,9 +5,9 @@
 //! * [`kdf`]: one key per purpose from a data key.
 //! * [`CipherId`]: the name of a cipher in settings and the number of it on disk.
 //!
-//! Keys come in as [`secret_mem::SecretBytes`]; expanded keys live in locked memory and are wiped on drop. Making a cipher
-//! allocates; sealing and opening never do. All ciphers run in constant time on processors with AES and carry-less
-//! multiplication instructions and, through bit-slicing, on those without.
+//! Keys come in as [`secret_mem::SecretBytes`]; expanded keys live in locked memory and are wiped on drop.
+//! Making a cipher allocates; sealing and opening never do. All ciphers run in constant time on processors
+//! with AES and carry-less multiplication instructions and, through bit-slicing, on those without.
 //!
 //! # Example
 //! ```

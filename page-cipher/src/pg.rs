@@ -1,4 +1,5 @@
-//! PostgreSQL pages of 8192 bytes, encrypted in place. The format is described in `docs/formats/postgres-page.md`.
+//! PostgreSQL pages of 8192 bytes, encrypted in place. The format is described in
+//! `docs/formats/postgres-page.md`.
 //!
 //! ```text
 //! 0   8     pd_lsn       in clear

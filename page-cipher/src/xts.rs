@@ -1,8 +1,8 @@
 //! AES-256-XTS: a length-preserving, tweakable cipher (IEEE 1619, NIST SP 800-38E).
 //!
-//! Every 16-byte block is encrypted on its own under a tweak of its own. So a change to the ciphertext garbles only the
-//! blocks it touches, and who sees two ciphertexts under one tweak learns which blocks are equal. Data whose length is no
-//! multiple of 16 has its last two blocks joined by ciphertext stealing.
+//! Every 16-byte block is encrypted on its own under a tweak of its own. So a change to the ciphertext
+//! garbles only the blocks it touches, and who sees two ciphertexts under one tweak learns which blocks are
+//! equal. Data whose length is no multiple of 16 has its last two blocks joined by ciphertext stealing.
 
 use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use aes::{Aes256, Aes256Enc, Block};
@@ -50,7 +50,8 @@ impl Aes256Xts {
         Ok(Self { keys })
     }
 
-    /// Encrypts `data` in place under `tweak`, the "data unit number" of the standards in little-endian bytes.
+    /// Encrypts `data` in place under `tweak`, the "data unit number" of the standards in little-endian
+    /// bytes.
     pub fn encrypt(&self, tweak: &[u8; 16], data: &mut [u8]) -> Result<(), LengthError> {
         check_length(data)?;
         let mut mask = self.first_mask(tweak);
@@ -99,7 +100,8 @@ fn check_length(data: &[u8]) -> Result<(), LengthError> {
     Err(LengthError { cipher: CipherId::Aes256Xts, len: data.len() as u64, min, max })
 }
 
-/// Applies `cipher` between two XORs with the masks of the blocks; returns the mask of the block that would follow.
+/// Applies `cipher` between two XORs with the masks of the blocks; returns the mask of the block that would
+/// follow.
 fn for_batches(blocks: &mut [Block], first: u128, cipher: impl Fn(&mut [Block])) -> u128 {
     let mut masks = [first; BATCH];
     for i in 1..blocks.len().min(BATCH) {
@@ -141,7 +143,8 @@ fn times_x(mask: u128) -> u128 {
     (mask << 1) ^ (0x87 * (mask >> 127))
 }
 
-/// Multiplies by x^64, for the mask of the same place in the next batch: steps that do not wait for each other.
+/// Multiplies by x^64, for the mask of the same place in the next batch: steps that do not wait for each
+/// other.
 fn times_x64(mask: u128) -> u128 {
     let high = mask >> 64;
     (mask << 64) ^ high ^ (high << 1) ^ (high << 2) ^ (high << 7)

@@ -16,8 +16,8 @@ thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: every method passes its arguments on to `System` unchanged; counting touches a `Cell` without destructor only, so it
-// neither allocates nor panics.
+// SAFETY: every method passes its arguments on to `System` unchanged; counting touches a `Cell` without
+// destructor only, so it neither allocates nor panics.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));

@@ -54,8 +54,8 @@ fn is_checksum_bit(bit: usize) -> bool {
     (64..80).contains(&bit)
 }
 
-/// Bit rot, and anything else that does not know about checksums. PostgreSQL's checksum has 16 bits and misses a few flips; HCTR2 then
-/// refuses the page all the same, XTS only in the first block.
+/// Bit rot, and anything else that does not know about checksums. PostgreSQL's checksum has 16 bits and
+/// misses a few flips; HCTR2 then refuses the page all the same, XTS only in the first block.
 #[test]
 fn every_flipped_bit_is_refused_with_a_stale_checksum() {
     for id in PAGE_CIPHERS {
@@ -106,8 +106,8 @@ fn hctr2_refuses_every_bit_flipped_by_an_attacker_in_a_map() {
     every_bit_flipped_by_an_attacker_is_refused(Fork::Vm, &map_page());
 }
 
-/// What XTS does not do: a change beyond the first block, with its checksum, is not noticed, and garbles 16 or (at the end, where
-/// ciphertext is stolen) 22 bytes. The documentation says so.
+/// What XTS does not do: a change beyond the first block, with its checksum, is not noticed, and garbles 16
+/// or (at the end, where ciphertext is stolen) 22 bytes. The documentation says so.
 #[test]
 fn xts_notices_an_attacker_in_the_first_block_only() {
     let cipher = cipher(CipherId::Aes256Xts);
@@ -228,7 +228,8 @@ fn ciphertext_that_looks_like_an_empty_page_is_sealed_again() {
     cipher.open(Fork::Main, BLOCK, &mut opened).unwrap();
     assert_eq!(opened, without_checksum(&plain));
 
-    // What sealing would not have produced is refused: the first attempt that was not good enough, and later ones.
+    // What sealing would not have produced is refused: the first attempt that was not good enough, and later
+    // ones.
     for attempt in [0, 2, 3] {
         assert_not_authentic(&cipher, Fork::Main, BLOCK, &attempts.seal(attempt, &plain), "a wrong attempt");
     }

@@ -1,4 +1,5 @@
-//! PostgreSQL's own pages and tools: its checksums are ours, its headers are valid, and it accepts our sealed pages.
+//! PostgreSQL's own pages and tools: its checksums are ours, its headers are valid, and it accepts our sealed
+//! pages.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod common;
@@ -139,8 +140,8 @@ fn write(files: &[RelationFile]) {
     }
 }
 
-/// Every page of a new cluster has the checksum and a header as this crate expects; sealed in place, all of them pass PostgreSQL's
-/// own check of the cluster; opened, they are what they were.
+/// Every page of a new cluster has the checksum and a header as this crate expects; sealed in place, all of
+/// them pass PostgreSQL's own check of the cluster; opened, they are what they were.
 #[test]
 fn whole_cluster_sealed_in_place_passes_pg_checksums() {
     let servers = servers();

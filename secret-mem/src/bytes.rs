@@ -9,7 +9,8 @@ use crate::sys::LockedBox;
 
 /// `N` secret bytes, such as a key, in locked memory; wiped on drop.
 ///
-/// Deliberately neither `Clone` nor `Deref`: every place that looks at the bytes says [`expose`](Self::expose).
+/// Deliberately neither `Clone` nor `Deref`: every place that looks at the bytes says
+/// [`expose`](Self::expose).
 pub struct SecretBytes<const N: usize>(LockedBox<[u8; N]>);
 
 impl<const N: usize> SecretBytes<N> {

@@ -8,16 +8,17 @@
 //! * [`random`]: bytes from the operating system's generator.
 //!
 //! The first three live in slots of mappings that are kept out of swap (`mlock2`) and out of core dumps
-//! (`MADV_DONTDUMP`). A freed slot is wiped before it is used again. Arenas are never unmapped, so the memory held
-//! is the largest amount that was in use at one time.
+//! (`MADV_DONTDUMP`). A freed slot is wiped before it is used again. Arenas are never unmapped, so the memory
+//! held is the largest amount that was in use at one time.
 //!
-//! Locking may fail, usually because of `RLIMIT_MEMLOCK`. That never stops a program: the secret is stored all
-//! the same and [`lock_failure`] tells why, so that a caller can warn once.
+//! Locking may fail, usually because of `RLIMIT_MEMLOCK`. That never stops a program: the secret is stored
+//! all the same and [`lock_failure`] tells why, so that a caller can warn once.
 //!
 //! # Fork
-//! A child keeps a private copy of every secret of its parent, except what is in a [`SharedRegion`]. The allocator
-//! takes no lock, so a child may use it even if another thread of the parent was allocating during the fork. The kernel
-//! does not pass memory locks on to a child; [`relock_after_fork`] takes them again. `MADV_DONTDUMP` is inherited.
+//! A child keeps a private copy of every secret of its parent, except what is in a [`SharedRegion`]. The
+//! allocator takes no lock, so a child may use it even if another thread of the parent was allocating during
+//! the fork. The kernel does not pass memory locks on to a child; [`relock_after_fork`] takes them again.
+//! `MADV_DONTDUMP` is inherited.
 //!
 //! # Example
 //! ```

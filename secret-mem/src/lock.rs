@@ -20,8 +20,8 @@ pub enum LockFailure {
     },
     /// Keys may be written to core dumps.
     #[error(
-        "cannot keep {bytes} bytes of key memory out of core dumps ({}): turn core dumps off (ulimit -c 0, LimitCORE=0 \
-         in systemd)",
+        "cannot keep {bytes} bytes of key memory out of core dumps ({}): turn core dumps off (ulimit -c 0, \
+         LimitCORE=0 in systemd)",
         std::io::Error::from_raw_os_error(*errno)
     )]
     DontDump {
@@ -40,8 +40,8 @@ const KIND_DONT_DUMP: u64 = 1 << 63;
 const ERRNO_SHIFT: u32 = 48;
 const BYTES_MASK: u64 = (1 << ERRNO_SHIFT) - 1;
 
-/// Why memory for keys could not be kept out of swap or core dumps, if that has ever happened in this process (or in
-/// its parent before the fork). The first failure is kept.
+/// Why memory for keys could not be kept out of swap or core dumps, if that has ever happened in this process
+/// (or in its parent before the fork). The first failure is kept.
 ///
 /// Programs warn about it once and go on.
 pub fn lock_failure() -> Option<LockFailure> {
@@ -58,8 +58,8 @@ fn pack(failure: LockFailure) -> u64 {
         LockFailure::Lock { bytes, errno } => (0, bytes, errno),
         LockFailure::DontDump { bytes, errno } => (KIND_DONT_DUMP, bytes, errno),
     };
-    // Error numbers are below 4096 and address spaces below 2^48 bytes as far as user mappings go; a larger length is
-    // only for the message.
+    // Error numbers are below 4096 and address spaces below 2^48 bytes as far as user mappings go; a larger
+    // length is only for the message.
     kind | (u64::from(errno.unsigned_abs()) & 0x7fff) << ERRNO_SHIFT | (bytes as u64).min(BYTES_MASK)
 }
 

@@ -16,8 +16,8 @@ pub enum HardenError {
 
 /// Forbids core dumps and debuggers: `RLIMIT_CORE` = 0 and `PR_SET_DUMPABLE` = 0.
 ///
-/// For command-line programs at their start. Never call it inside PostgreSQL: an undumpable postmaster cannot adjust the
-/// OOM score of its children. `PR_SET_DUMPABLE` does not survive `execve`; the limit does.
+/// For command-line programs at their start. Never call it inside PostgreSQL: an undumpable postmaster cannot
+/// adjust the OOM score of its children. `PR_SET_DUMPABLE` does not survive `execve`; the limit does.
 pub fn harden_process() -> Result<(), HardenError> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .map_err(|errno| HardenError::CoreLimit(errno.into()))?;

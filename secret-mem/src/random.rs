@@ -10,8 +10,8 @@ pub struct RandomError(#[source] std::io::Error);
 
 /// Fills `buf` from the operating system's generator (getrandom(2)), waiting for it to be seeded.
 ///
-/// There is no generator state in the process, so a fork cannot repeat output. On an error the buffer's contents are
-/// undefined and must not be used.
+/// There is no generator state in the process, so a fork cannot repeat output. On an error the buffer's
+/// contents are undefined and must not be used.
 pub fn random(buf: &mut [u8]) -> Result<(), RandomError> {
     let mut filled = 0;
     while filled < buf.len() {

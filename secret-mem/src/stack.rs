@@ -7,8 +7,8 @@ const WIPED_BYTES: usize = 8 * 1024;
 
 /// Runs `f` and then overwrites the 8 KiB of stack in which it ran, whether it returns or panics.
 ///
-/// Libraries that expand keys return them by value and leave copies in dead stack frames. The result of `f` must not hold
-/// secrets by value: it is returned through the caller's own frame, which is not wiped.
+/// Libraries that expand keys return them by value and leave copies in dead stack frames. The result of `f`
+/// must not hold secrets by value: it is returned through the caller's own frame, which is not wiped.
 pub fn wiping_stack<R>(f: impl FnOnce() -> R) -> R {
     struct WipeOnDrop;
     impl Drop for WipeOnDrop {

@@ -1,7 +1,7 @@
 //! HCTR2 from the `aes` and `polyval` crates, which pick the processor's instructions themselves.
 //!
-//! Names follow section 3 of the paper: the data is M || N with M one block; MM, UU and S are as there. A kernel that is
-//! faster on some processor is tested against this one.
+//! Names follow section 3 of the paper: the data is M || N with M one block; MM, UU and S are as there. A
+//! kernel that is faster on some processor is tested against this one.
 
 use aes::cipher::consts::U16;
 use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
@@ -33,7 +33,8 @@ impl Hctr2 {
         Self { aes, hash: Polyval::new(&hash_key), l: u128::from_le_bytes(l.0) }
     }
 
-    /// Encrypts or decrypts `m || n` in place. Decryption differs only in the direction of the one call of AES on M.
+    /// Encrypts or decrypts `m || n` in place. Decryption differs only in the direction of the one call of
+    /// AES on M.
     pub(super) fn run(&self, direction: Direction, tweak: &[u8], m: &mut [u8; 16], n: &mut [u8]) {
         let tweaked = self.hash_tweak(tweak, n.len());
         let mm = u128::from_le_bytes(*m) ^ hash_message(tweaked.clone(), n);
@@ -58,22 +59,25 @@ impl Hctr2 {
         hash
     }
 
-    /// XORs `data` with the keystream AES(S ^ 1), AES(S ^ 2), ... (section 2.4: XCTR, counters little-endian).
+    /// XORs `data` with the keystream AES(S ^ 1), AES(S ^ 2), ... (section 2.4: XCTR, counters
+    /// little-endian).
     fn xctr(&self, seed: u128, data: &mut [u8]) {
         let mut keystream = [Block::default(); BATCH];
-        let mut counter = 1_u128;
+        let mut counter = 1_u64;
         for chunk in data.chunks_mut(16 * BATCH) {
             for block in &mut keystream {
-                *block = Block::from((seed ^ counter).to_le_bytes());
+                *block = Block::from((seed ^ u128::from(counter)).to_le_bytes());
                 counter += 1;
             }
-            // Always a whole batch: the blocks of a partial one would be encrypted one by one, which takes longer.
+            // Always a whole batch: the blocks of a partial one would be encrypted one by one, which takes
+            // longer.
             self.aes.encrypt_blocks(&mut keystream);
             for (byte, key) in chunk.iter_mut().zip(Array::<u8, U16>::slice_as_flattened(&keystream)) {
                 *byte ^= key;
             }
         }
-        // A fill and a barrier instead of `zeroize`, whose byte-wise volatile stores would cost a tenth of a page.
+        // A fill and a barrier instead of `zeroize`, whose byte-wise volatile stores would cost a tenth of a
+        // page.
         keystream.fill(Block::default());
         optimization_barrier(&keystream);
     }

@@ -1,5 +1,5 @@
-//! PostgreSQL's page checksum (`src/include/storage/checksum_impl.h`): 32 FNV-1a hashes side by side, each over every 32nd
-//! word of the page.
+//! PostgreSQL's page checksum (`src/include/storage/checksum_impl.h`): 32 FNV-1a hashes side by side, each
+//! over every 32nd word of the page.
 
 use super::page::{CHECKSUM, PAGE_SIZE, Page};
 
@@ -16,7 +16,8 @@ const BASE_OFFSETS: [u32; SUMS] = [
     0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756,
 ];
 
-/// The checksum that PostgreSQL computes for `page` as block `block` of its fork, whatever `pd_checksum` holds. Never 0.
+/// The checksum that PostgreSQL computes for `page` as block `block` of its fork, whatever `pd_checksum`
+/// holds. Never 0.
 ///
 /// `block` counts from the start of the fork, over all segment files.
 pub fn checksum(page: &Page, block: u32) -> u16 {
@@ -43,7 +44,8 @@ pub fn set_checksum(page: &mut Page, block: u32) {
     page[CHECKSUM..CHECKSUM + 2].copy_from_slice(&sum.to_ne_bytes());
 }
 
-/// One step of every hash. Nothing here depends on a neighbour, so that the compiler turns it into vector code.
+/// One step of every hash. Nothing here depends on a neighbour, so that the compiler turns it into vector
+/// code.
 #[inline(always)]
 fn mix_row(sums: &mut [u32; SUMS], row: &[u8; ROW_BYTES]) {
     let (words, _) = row.as_chunks::<4>();

@@ -15,8 +15,8 @@ pub enum Fork {
     Fsm,
     /// The visibility map.
     Vm,
-    /// What an unlogged relation is reset to. Counts as [`Main`](Self::Main), because the server copies the bytes of the
-    /// file over the main fork after a crash.
+    /// What an unlogged relation is reset to. Counts as [`Main`](Self::Main), because the server copies the
+    /// bytes of the file over the main fork after a crash.
     Init,
 }
 
@@ -55,23 +55,25 @@ pub fn is_zero(page: &Page) -> bool {
     chunks.iter().all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
 }
 
-/// Whether the page is as `PageInit` leaves it: LSN 0, an empty header without special space, and zeros. `pd_checksum` may
-/// have any value.
+/// Whether the page is as `PageInit` leaves it: LSN 0, an empty header without special space, and zeros.
+/// `pd_checksum` may have any value.
 ///
-/// PostgreSQL writes such pages without logging them, so one that is torn cannot be repaired. The caller stores a page of zeros
-/// instead, which PostgreSQL takes for the same thing.
+/// PostgreSQL writes such pages without logging them, so one that is torn cannot be repaired. The caller
+/// stores a page of zeros instead, which PostgreSQL takes for the same thing.
 pub fn is_bare_init(page: &Page) -> bool {
-    let mut zero_expected = *page;
-    zero_expected[CHECKSUM..PAGESIZE_VERSION + 2].fill(0);
     lsn(page) == 0
         && field(page, FLAGS) == 0
-        && field(page, PAGESIZE_VERSION) == PAGESIZE_AND_VERSION
         && is_empty(page)
-        && is_zero(&zero_expected)
+        && field(page, PAGESIZE_VERSION) == PAGESIZE_AND_VERSION
+        && {
+            let mut rest = *page;
+            rest[CHECKSUM..PAGESIZE_VERSION + 2].fill(0);
+            is_zero(&rest)
+        }
 }
 
-/// Whether the header satisfies every rule that all valid pages of this fork satisfy. Random bytes do so with a probability of
-/// 2^-43.6 ([`Fork::Main`], [`Fork::Init`]) or 2^-77 ([`Fork::Fsm`], [`Fork::Vm`]).
+/// Whether the header satisfies every rule that all valid pages of this fork satisfy. Random bytes do so with
+/// a probability of 2^-43.6 ([`Fork::Main`], [`Fork::Init`]) or 2^-77 ([`Fork::Fsm`], [`Fork::Vm`]).
 pub fn header_is_valid(page: &Page, fork: Fork) -> bool {
     let (lower, upper, special) = (field(page, LOWER), field(page, UPPER), field(page, SPECIAL));
     let valid = field(page, FLAGS) & !VALID_FLAGS == 0

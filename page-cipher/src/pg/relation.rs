@@ -12,8 +12,8 @@ use crate::{CipherId, LengthError};
 /// Version of the page format, in the tweak.
 const FORMAT: u8 = 1;
 
-/// A page is sealed at most this often again when its ciphertext looks like a page without data. The last attempt is stored
-/// whatever it looks like; that happens once in 2^64 pages.
+/// A page is sealed at most this often again when its ciphertext looks like a page without data. The last
+/// attempt is stored whatever it looks like; it is needed once in 2^48 pages.
 const LAST_ATTEMPT: u8 = 3;
 
 /// The expanded key of one relation. Seals and opens its pages, in every fork, without allocating.
@@ -50,8 +50,8 @@ pub enum SealError {
 pub enum OpenError {
     /// The bytes are not those that were written: torn by a crash, rotten, or not encrypted at all.
     #[error(
-        "the checksum of the encrypted page is {stored:#06x} but should be {computed:#06x}: the page is damaged, torn, or \
-         not encrypted"
+        "the checksum of the encrypted page is {stored:#06x} but should be {computed:#06x}: the page is \
+         damaged, torn, or not encrypted"
     )]
     ChecksumMismatch {
         /// `pd_checksum` as found.
@@ -65,8 +65,9 @@ pub enum OpenError {
 }
 
 impl RelationCipher {
-    /// Derives and expands the key of relation `rel_number` (relfilenode) of database `db_oid` (0 for shared relations) from a data
-    /// key. Page numbers and forks are bound by the tweak, the tablespace by the data key.
+    /// Derives and expands the key of relation `rel_number` (relfilenode) of database `db_oid` (0 for shared
+    /// relations) from a data key. Page numbers and forks are bound by the tweak, the tablespace by the data
+    /// key.
     pub fn new(
         cipher: CipherId,
         dek: &SecretBytes<32>,
@@ -89,8 +90,8 @@ impl RelationCipher {
         Ok(Self { cipher })
     }
 
-    /// Encrypts block `block` of `fork` in place and sets `pd_checksum` for the bytes on disk. `pd_lsn` stays in clear; what
-    /// `pd_checksum` held is not kept. A page of zeros stays as it is.
+    /// Encrypts block `block` of `fork` in place and sets `pd_checksum` for the bytes on disk. `pd_lsn` stays
+    /// in clear; what `pd_checksum` held is not kept. A page of zeros stays as it is.
     pub fn seal(&self, fork: Fork, block: u32, page: &mut Page) -> Result<(), SealError> {
         if is_zero(page) {
             return Ok(());
@@ -111,9 +112,10 @@ impl RelationCipher {
 
     /// Decrypts block `block` of `fork` in place and sets `pd_checksum` to 0. A page of zeros stays as it is.
     ///
-    /// On an error the page is unchanged. A page that was changed, or sealed under another key or for another place, is
-    /// refused with the probability that [`header_is_valid`] gives for random bytes, as far as the cipher spreads the change:
-    /// HCTR2 over the whole page, XTS over the 16-byte blocks it touches.
+    /// On an error the page is unchanged. A page that was changed, or sealed under another key or for another
+    /// place, is refused, except with the probability that [`header_is_valid`] states for random bytes. HCTR2
+    /// spreads any change over the whole page; XTS only over the 16-byte block it is in, so that changes by
+    /// someone who also corrects the checksum are noticed in the first block only.
     pub fn open(&self, fork: Fork, block: u32, page: &mut Page) -> Result<(), OpenError> {
         if is_zero(page) {
             return Ok(());
@@ -140,8 +142,8 @@ impl RelationCipher {
         Err(OpenError::NotAuthentic)
     }
 
-    /// Whether sealing the plaintext `page` would have ended with this tweak's attempt and not before. Without this an attacker would
-    /// have one trial per attempt to hit a valid header instead of one.
+    /// Whether sealing the plaintext `page` would have ended with this tweak's attempt and not before.
+    /// Without this an attacker would have one trial per attempt to hit a valid header instead of one.
     fn needs_attempt(&self, tweak: &mut Tweak, page: &mut Page) -> bool {
         (0..tweak.attempt()).all(|lower| {
             tweak.set_attempt(lower);
@@ -173,7 +175,8 @@ fn expect_length(result: Result<(), LengthError>) {
     result.expect("both ciphers take the 8182 bytes of a page's body");
 }
 
-/// Whether `pd_upper` is zero, which on a page that is not all zero makes pgBackRest report damage and `pg_checksums` skip it.
+/// Whether `pd_upper` is zero, which on a page that is not all zero makes pgBackRest report damage and
+/// `pg_checksums` skip it.
 fn looks_empty(page: &Page) -> bool {
     page[UPPER..UPPER + 2] == [0, 0]
 }

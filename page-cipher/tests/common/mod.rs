@@ -27,7 +27,8 @@ pub(crate) fn secret<const N: usize>(bytes: &[u8]) -> SecretBytes<N> {
 pub(crate) struct Vectors(Value);
 
 impl Vectors {
-    /// Looks in `TDE_VECTORS`, then beside the project. `None`, and a line on standard error, if it is in neither.
+    /// Looks in `TDE_VECTORS`, then beside the project. `None`, and a line on standard error, if it is in
+    /// neither.
     pub(crate) fn load(name: &str) -> Option<Self> {
         let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors");
         let folder = std::env::var_os("TDE_VECTORS").map_or(beside, PathBuf::from);
@@ -45,7 +46,8 @@ impl Vectors {
     }
 }
 
-/// A page with a header as given and a pattern in all other bytes (`(31 i + 7 (i / 256) + 3) mod 256` at offset i).
+/// A page with a header as given and a pattern in all other bytes (`(31 i + 7 (i / 256) + 3) mod 256` at
+/// offset i).
 pub(crate) fn page(lsn: u64, [lower, upper, special]: [u16; 3]) -> Page {
     let mut page: Page = std::array::from_fn(|i| (i * 31 + i / 256 * 7 + 3) as u8);
     set_lsn(&mut page, lsn);

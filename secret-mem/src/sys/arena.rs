@@ -1,9 +1,9 @@
 //! Slots of locked memory, allocated without a lock.
 //!
-//! There is one list of arenas per power-of-two slot size. An arena is a mapping cut into equal slots and a bitmap of
-//! the slots in use. Arenas are only ever added at the head of their list and never unmapped, so a reference to
-//! one is valid for ever, and every change of state is one atomic operation: a fork at any moment leaves the child with
-//! a list and bitmaps that it can use.
+//! There is one list of arenas per power-of-two slot size. An arena is a mapping cut into equal slots and a
+//! bitmap of the slots in use. Arenas are only ever added at the head of their list and never unmapped, so a
+//! reference to one is valid for ever, and every change of state is one atomic operation: a fork at any
+//! moment leaves the child with a list and bitmaps that it can use.
 //!
 //! Every slot that is not in use is all zero.
 
@@ -118,8 +118,8 @@ impl Slot {
 
     /// Start of the slot, aligned to the smaller of its size and 4096 bytes.
     pub(crate) fn start(&self) -> NonNull<u8> {
-        // SAFETY: `index` is less than the number of slots (bits beyond it are never free), so the offset lies
-        // within the mapping, which is never unmapped.
+        // SAFETY: `index` is less than the number of slots (bits beyond it are never free), so the offset
+        // lies within the mapping, which is never unmapped.
         unsafe { self.arena.mapping.base().add(self.index * self.arena.slot_size) }
     }
 
@@ -128,10 +128,11 @@ impl Slot {
         self.arena.slot_size
     }
 
-    /// All bytes of the slot. Only for slots that hold plain bytes (not `LockedBox`, whose value may have padding).
+    /// All bytes of the slot. Only for slots that hold plain bytes (not `LockedBox`, whose value may have
+    /// padding).
     pub(crate) fn as_slice(&self) -> &[u8] {
-        // SAFETY: `start` is valid for `len` bytes for ever, the bytes are initialised (zero from the kernel, then
-        // written only as bytes), and by the invariant of `Slot` only `self` reaches them.
+        // SAFETY: `start` is valid for `len` bytes for ever, the bytes are initialised (zero from the kernel,
+        // then written only as bytes), and by the invariant of `Slot` only `self` reaches them.
         unsafe { slice::from_raw_parts(self.start().as_ptr(), self.len()) }
     }
 
@@ -145,8 +146,8 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let start = self.start().as_ptr().cast::<core::mem::MaybeUninit<u8>>();
-        // SAFETY: valid for `len` bytes and reached by `self` alone, as in `as_mut_slice`; `MaybeUninit` because a
-        // `LockedBox` may have left padding bytes.
+        // SAFETY: valid for `len` bytes and reached by `self` alone, as in `as_mut_slice`; `MaybeUninit`
+        // because a `LockedBox` may have left padding bytes.
         let all = unsafe { slice::from_raw_parts_mut(start, self.len()) };
         all.zeroize();
         self.arena.give_back(self.index);
@@ -161,9 +162,11 @@ fn arenas_from(head: *mut Arena) -> impl Iterator<Item = &'static Arena> {
     core::iter::successors(to_ref(head), move |arena| to_ref(arena.next.load(Ordering::Acquire)))
 }
 
-/// Locks this process's copies of all secrets again; for a child after `fork`, to which locks are not passed on.
+/// Locks this process's copies of all secrets again; for a child after `fork`, to which locks are not passed
+/// on.
 ///
-/// A failure is recorded for [`crate::lock_failure`]. [`SharedRegion`](crate::SharedRegion)s have a method of their own.
+/// A failure is recorded for [`crate::lock_failure`]. [`SharedRegion`](crate::SharedRegion)s have a method of
+/// their own.
 pub fn relock_after_fork() {
     for head in &ARENAS {
         for arena in arenas_from(head.load(Ordering::Acquire)) {

@@ -14,24 +14,26 @@ use super::arena::Slot;
 
 /// Owns a `T` in locked, undumpable memory: like `Box<T>`, but the memory is wiped when the value is dropped.
 ///
-/// Meant for values that are secret as a whole, such as an expanded cipher. What `T` itself points to is not covered.
-/// `T` may be of any size and aligned to at most 4096 bytes.
+/// Meant for values that are secret as a whole, such as an expanded cipher. What `T` itself points to is not
+/// covered. `T` may be of any size and aligned to at most 4096 bytes.
 pub struct LockedBox<T> {
     /// Invariant: holds an initialised `T` at its start.
     slot: Slot,
+    /// Owns a `T`: `Send` and `Sync` only if `T` is.
     value: PhantomData<T>,
 }
 
 impl<T> LockedBox<T> {
     /// Moves `value` into locked memory and wipes the copy on the stack that was moved from.
     ///
-    /// The compiler may have made further copies on the way here; [`new_with`](Self::new_with) reaches those too.
+    /// The compiler may have made further copies on the way here; [`new_with`](Self::new_with) reaches those
+    /// too.
     pub fn new(value: T) -> Self {
         const { assert!(align_of::<T>() <= 4096, "locked memory is aligned to at most 4096 bytes") };
         let slot = Slot::new(Layout::new::<T>());
         let mut source = MaybeUninit::new(value);
-        // SAFETY: the source is initialised and no longer used as a `T` afterwards. The target is as large as a `T`
-        // and aligned like one: `Slot::new` was given its layout. A fresh slot belongs to nobody else.
+        // SAFETY: the source is initialised and no longer used as a `T` afterwards. The target is as large as
+        // a `T` and aligned like one: `Slot::new` was given its layout. A fresh slot belongs to nobody else.
         unsafe { ptr::copy_nonoverlapping(source.as_ptr(), slot.start().as_ptr().cast(), 1) };
         slice::from_mut(&mut source).zeroize();
         Self { slot, value: PhantomData }
@@ -60,8 +62,8 @@ impl<T> Deref for LockedBox<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: by the invariant of `slot` there is an initialised `T`, aligned and valid while `self` lives, and
-        // `&self` keeps `&mut` access away.
+        // SAFETY: by the invariant of `slot` there is an initialised `T`, aligned and valid while `self`
+        // lives, and `&self` keeps `&mut` access away.
         unsafe { &*self.pointer() }
     }
 }
@@ -80,11 +82,6 @@ impl<T> Drop for LockedBox<T> {
         unsafe { ptr::drop_in_place(self.pointer()) }
     }
 }
-
-// SAFETY: a `LockedBox<T>` owns its `T` and nothing else but a slot that no other thread reaches, like `Box<T>`.
-unsafe impl<T: Send> Send for LockedBox<T> {}
-// SAFETY: `&LockedBox<T>` gives `&T` and nothing else, like `&Box<T>`.
-unsafe impl<T: Sync> Sync for LockedBox<T> {}
 
 impl<T> fmt::Debug for LockedBox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

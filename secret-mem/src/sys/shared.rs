@@ -15,17 +15,20 @@ pub struct MapError {
     source: std::io::Error,
 }
 
-/// Locked, undumpable memory that a process shares with the children it forks afterwards (`MAP_SHARED | MAP_ANONYMOUS`).
+/// Locked, undumpable memory that a process shares with the children it forks afterwards (`MAP_SHARED |
+/// MAP_ANONYMOUS`).
 ///
-/// Zero when made, aligned to at least 4096 bytes. It hands out an address only: whoever reads and writes through it must
-/// order its accesses against those of all other processes. Dropping it unmaps it from this process alone and does not wipe
-/// it, because other processes may still use it; the kernel clears the memory once the last one is gone.
+/// Zero when made, aligned to at least 4096 bytes. It hands out an address only: whoever reads and writes
+/// through it must order its accesses against those of all other processes. Dropping it unmaps it from this
+/// process alone and does not wipe it, because other processes may still use it; the kernel clears the memory
+/// once the last one is gone.
 pub struct SharedRegion {
     mapping: Mapping,
 }
 
 impl SharedRegion {
-    /// Maps `len` bytes. Failure to lock them is recorded for [`lock_failure`](crate::lock_failure) and no error.
+    /// Maps `len` bytes. Failure to lock them is recorded for [`lock_failure`](crate::lock_failure) and no
+    /// error.
     pub fn new(len: usize) -> Result<Self, MapError> {
         match Mapping::shared(len) {
             Ok(mapping) => Ok(Self { mapping }),
@@ -44,8 +47,8 @@ impl SharedRegion {
         self.mapping.len()
     }
 
-    /// Locks the region again, for a child after `fork`. Shared pages that the parent holds locked stay out of swap
-    /// while the parent lives, so this matters only for a child that outlives it.
+    /// Locks the region again, for a child after `fork`. Shared pages that the parent holds locked stay out
+    /// of swap while the parent lives, so this matters only for a child that outlives it.
     pub fn relock_after_fork(&self) {
         self.mapping.lock();
     }

@@ -53,8 +53,9 @@ fn address_of<T: ?Sized>(value: &T) -> usize {
 
 /// Runs `work` in a forked child; true if it returned true.
 fn in_child(work: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child only runs `work` and leaves with `_exit`. What `work` needs of the C library (memory, file reading) is
-    // usable in a child of a threaded process with glibc and musl, and this crate's allocator has no lock.
+    // SAFETY: the child only runs `work` and leaves with `_exit`. What `work` needs of the C library (memory,
+    // file reading) is usable in a child of a threaded process with glibc and musl, and this crate's
+    // allocator has no lock.
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", std::io::Error::last_os_error()),
         0 => {
@@ -91,8 +92,8 @@ fn refusal_to_lock_is_recorded_and_not_fatal() {
         let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: `limit` is valid for reads; the call affects this child alone.
         let limited = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) };
-        // SAFETY: plain system call on this single-threaded child; it also gives up the privilege to ignore the limit. A
-        // process that is not privileged has nothing to give up and may stay who it is.
+        // SAFETY: plain system call on this single-threaded child; it also gives up the privilege to ignore
+        // the limit. A process that is not privileged has nothing to give up and may stay who it is.
         unsafe { libc::setuid(65534) };
         // A size that no other test has mapped before the fork.
         let secret = LockedBox::new([7_u8; 300_000]);
