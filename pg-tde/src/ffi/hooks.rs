@@ -1,5 +1,9 @@
 //! What stands in the storage manager's slots.
 //!
+//! A hook itself only calls on: first or last the server's own function, and between that our logic behind
+//! `#[pg_guard]`. So an `ERROR` of the server jumps over a frame that has nothing to clean up and arrives with all its
+//! fields, as if the hook were not there; a Rust panic of ours becomes an `ERROR` before it leaves our logic.
+//!
 //! Order of a write: the server flushed the WAL up to the page's LSN; the page is copied and sealed in memory of this
 //! process; if the WAL cannot repair a torn write of it, it goes to the double-write file and that is synced; then
 //! the sealed page is written where the plain one would be. A crash before the last step leaves the old page,
@@ -9,14 +13,12 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use page_cipher::pg::{Fork, Page};
-use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{self, BlockNumber, ForkNumber, SMgrRelation};
 use pgrx::prelude::*;
 
 use super::server::{self, Lock};
 use super::smgr_table::{SmgrTable, TableError, phantom_relation};
 use crate::compat::{self, md, md::slot};
-use crate::key_table::KeyTable;
 use crate::page_io::{self, Opened, PageAddress, Sealed};
 use crate::process::Process;
 use crate::{double_write, key_table, report, tablespace};
@@ -93,10 +95,17 @@ unsafe fn address(reln: SMgrRelation, fork: ForkNumber::Type, block: BlockNumber
 /// Decrypts a page that the storage manager has just read.
 ///
 /// # Safety
-/// `buffer` points to a page that only this process may touch while it is read.
-unsafe fn open_page(table: &'static KeyTable, at: PageAddress, buffer: *mut c_void) {
+/// `reln` is valid and `buffer` points to a page that only this process may touch while it is read.
+#[pg_guard]
+unsafe extern "C-unwind" fn open_page(
+    reln: SMgrRelation,
+    fork: ForkNumber::Type,
+    block: BlockNumber,
+    buffer: *mut c_void,
+) {
+    let Some(table) = tablespace::key_table() else { return };
     // SAFETY: the caller's promise.
-    let page = unsafe { &mut *buffer.cast::<Page>() };
+    let (at, page) = unsafe { (address(reln, fork, block), &mut *buffer.cast::<Page>()) };
     match page_io::open(table, at, page) {
         Ok(Opened::Page) => (),
         Ok(opened) => report::opened(at, opened),
@@ -104,8 +113,68 @@ unsafe fn open_page(table: &'static KeyTable, at: PageAddress, buffer: *mut c_vo
     }
 }
 
-/// `smgr_read`
+/// The page to write instead of the server's: that one itself, or the scratch page of this process with its ciphertext, which stays
+/// as it is until the next page is sealed.
+///
+/// # Safety
+/// `reln` is valid and `buffer` points to a page of the server.
 #[pg_guard]
+unsafe extern "C-unwind" fn seal_page(
+    reln: SMgrRelation,
+    fork: ForkNumber::Type,
+    block: BlockNumber,
+    buffer: *const c_void,
+    existing: bool,
+) -> *const c_void {
+    let Some(table) = tablespace::key_table() else { return buffer };
+    // SAFETY: the caller's promise.
+    let at = unsafe { address(reln, fork, block) };
+    // SAFETY: the caller's promise.
+    let mut copy = |target: &mut Page| unsafe { server::copy_page(buffer, target) };
+    let lsn = match page_io::seal(table, at, &mut copy) {
+        Ok(Sealed::Unchanged) => return buffer,
+        Ok(Sealed::Scratch { lsn }) => lsn,
+        Err(error) => {
+            report::page_error("write", at, &error);
+            return buffer; // not reached: an ERROR does not return
+        }
+    };
+    Process::with(table, |process| {
+        if existing && double_write::needed(at, lsn) {
+            if let Err(error) = double_write::put(table, at, &process.scratch.0) {
+                report::double_write_error(at, &error);
+            }
+            table.counters(process.pid).double_writes.fetch_add(1, Ordering::Relaxed);
+        }
+        (&raw const process.scratch.0).cast()
+    })
+}
+
+/// Makes the WAL hold the key line of the relation's tablespace, and keeps that tablespace as it is until the file is there.
+///
+/// # Safety
+/// `reln` is valid.
+#[pg_guard]
+unsafe extern "C-unwind" fn before_create(reln: SMgrRelation, is_redo: bool) -> bool {
+    let Some(table) = tablespace::key_table() else { return false };
+    // SAFETY: the caller's promise.
+    let relation = compat::relation_id(unsafe { &*reln });
+    if is_redo || relation.tablespace < key_table::FIRST_USER_OID || server::holds(Lock::State) {
+        return false;
+    }
+    if let Err(error) = tablespace::before_create(table, relation) {
+        report::create_error(relation, &error);
+    }
+    server::acquire(Lock::State, false)
+}
+
+/// Lets go of what `before_create` took.
+#[pg_guard]
+unsafe extern "C-unwind" fn after_create() {
+    server::release(Lock::State);
+}
+
+/// `smgr_read`
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 unsafe extern "C-unwind" fn read(
     reln: SMgrRelation,
@@ -116,16 +185,14 @@ unsafe extern "C-unwind" fn read(
     if marked(READ) {
         return;
     }
-    // SAFETY: the arguments are passed on as they came.
-    unsafe { pg_guard_ffi_boundary(|| md::mdread(reln, fork, block, buffer)) };
-    if let Some(table) = tablespace::key_table() {
-        // SAFETY: the server hands in a page to fill.
-        unsafe { open_page(table, address(reln, fork, block), buffer) };
+    // SAFETY: the arguments are passed on as they came; the server hands in a page to fill.
+    unsafe {
+        md::mdread(reln, fork, block, buffer);
+        open_page(reln, fork, block, buffer);
     }
 }
 
 /// `smgr_readv`
-#[pg_guard]
 #[cfg(any(feature = "pg17", feature = "pg18"))]
 unsafe extern "C-unwind" fn read(
     reln: SMgrRelation,
@@ -137,46 +204,16 @@ unsafe extern "C-unwind" fn read(
     if marked(READ) {
         return;
     }
-    // SAFETY: the arguments are passed on as they came.
-    unsafe { pg_guard_ffi_boundary(|| md::mdreadv(reln, fork, block, buffers, blocks)) };
-    let Some(table) = tablespace::key_table() else { return };
-    for index in 0..blocks {
-        // SAFETY: the server hands in `blocks` pages to fill.
-        unsafe { open_page(table, address(reln, fork, block + index), *buffers.add(index as usize)) };
-    }
-}
-
-/// What a write hook does with one page; `put` writes the page it is given.
-///
-/// # Safety
-/// `buffer` points to a page of the server.
-unsafe fn write_page(
-    at: PageAddress,
-    existing: bool,
-    buffer: *const c_void,
-    put: &mut dyn FnMut(*const c_void),
-) {
-    let Some(table) = tablespace::key_table() else { return put(buffer) };
-    // SAFETY: the caller's promise.
-    let mut copy = |target: &mut Page| unsafe { server::copy_page(buffer, target) };
-    let lsn = match page_io::seal(table, at, &mut copy) {
-        Ok(Sealed::Unchanged) => return put(buffer),
-        Ok(Sealed::Scratch { lsn }) => lsn,
-        Err(error) => return report::page_error("write", at, &error),
-    };
-    let sealed: *const Page = Process::with(table, |process| &raw const process.scratch.0);
-    if existing && double_write::needed(at, lsn) {
-        // SAFETY: the scratch page belongs to this process and nothing writes to it before `put` is done.
-        if let Err(error) = double_write::put(table, at, unsafe { &*sealed }) {
-            report::double_write_error(at, &error);
+    // SAFETY: the arguments are passed on as they came; the server hands in `blocks` pages to fill.
+    unsafe {
+        md::mdreadv(reln, fork, block, buffers, blocks);
+        for index in 0..blocks {
+            open_page(reln, fork, block + index, *buffers.add(index as usize));
         }
-        table.counters(std::process::id()).double_writes.fetch_add(1, Ordering::Relaxed);
     }
-    put(sealed.cast());
 }
 
 /// `smgr_write`
-#[pg_guard]
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 unsafe extern "C-unwind" fn write(
     reln: SMgrRelation,
@@ -189,14 +226,13 @@ unsafe extern "C-unwind" fn write(
         return;
     }
     // SAFETY: the arguments are passed on as they came, but for the page.
-    let mut put =
-        |page| unsafe { pg_guard_ffi_boundary(|| md::mdwrite(reln, fork, block, page, skip_fsync)) };
-    // SAFETY: the server hands in a page.
-    unsafe { write_page(address(reln, fork, block), true, buffer, &mut put) };
+    unsafe {
+        let page = seal_page(reln, fork, block, buffer, true);
+        md::mdwrite(reln, fork, block, page, skip_fsync);
+    }
 }
 
 /// `smgr_writev`: one page at a time, since there is one scratch page.
-#[pg_guard]
 #[cfg(any(feature = "pg17", feature = "pg18"))]
 unsafe extern "C-unwind" fn write(
     reln: SMgrRelation,
@@ -210,19 +246,15 @@ unsafe extern "C-unwind" fn write(
         return;
     }
     for index in 0..blocks {
-        // SAFETY: the arguments are passed on as they came, but for the page.
-        let mut put = |page: *const c_void| unsafe {
-            pg_guard_ffi_boundary(|| md::mdwritev(reln, fork, block + index, &raw const page, 1, skip_fsync))
-        };
-        // SAFETY: the server hands in `blocks` pages.
+        // SAFETY: the arguments are passed on as they came, but for the page; the server hands in `blocks` pages.
         unsafe {
-            write_page(address(reln, fork, block + index), true, *buffers.add(index as usize), &mut put)
-        };
+            let page = seal_page(reln, fork, block + index, *buffers.add(index as usize), true);
+            md::mdwritev(reln, fork, block + index, &raw const page, 1, skip_fsync);
+        }
     }
 }
 
 /// `smgr_extend`
-#[pg_guard]
 unsafe extern "C-unwind" fn extend(
     reln: SMgrRelation,
     fork: ForkNumber::Type,
@@ -234,30 +266,24 @@ unsafe extern "C-unwind" fn extend(
         return;
     }
     // SAFETY: the arguments are passed on as they came, but for the page.
-    let mut put =
-        |page| unsafe { pg_guard_ffi_boundary(|| md::mdextend(reln, fork, block, page, skip_fsync)) };
-    // SAFETY: the server hands in a page.
-    unsafe { write_page(address(reln, fork, block), false, buffer, &mut put) };
+    unsafe {
+        let page = seal_page(reln, fork, block, buffer, false);
+        md::mdextend(reln, fork, block, page, skip_fsync);
+    }
 }
 
-/// `smgr_create`: no file may appear in a tablespace while its state changes.
-#[pg_guard]
+/// `smgr_create`: no file may appear in a tablespace while its state changes. If the server fails in between, it releases the
+/// lock when the transaction aborts.
 unsafe extern "C-unwind" fn create(reln: SMgrRelation, fork: ForkNumber::Type, is_redo: bool) {
     if marked(CREATE) {
         return;
     }
     // SAFETY: the arguments are passed on as they came.
-    let create = || unsafe { pg_guard_ffi_boundary(|| md::mdcreate(reln, fork, is_redo)) };
-    let Some(table) = tablespace::key_table() else { return create() };
-    // SAFETY: `reln` is valid, as in every call of the storage manager.
-    let relation = unsafe { address(reln, fork, 0) }.relation;
-    if is_redo || relation.tablespace < key_table::FIRST_USER_OID {
-        return create();
+    unsafe {
+        let locked = before_create(reln, is_redo);
+        md::mdcreate(reln, fork, is_redo);
+        if locked {
+            after_create();
+        }
     }
-    if let Err(error) = tablespace::before_create(table, relation) {
-        report::create_error(relation, &error);
-    }
-    let lock = if server::holds(Lock::State) { None } else { server::lock(Lock::State, false) };
-    create();
-    drop(lock);
 }

@@ -16,6 +16,7 @@ static mut NEXT_SHMEM_STARTUP: pg_sys::shmem_startup_hook_type = None;
 /// Called by the server when it loads the library: once in the postmaster, before it has children, or not at all.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    server::forget_backtraces();
     if !server::preloading() {
         refuse_late_load();
         return;
@@ -110,27 +111,35 @@ fn fatal(message: &str, detail: &str, hint: &str) {
 }
 
 /// `shmem_request_hook`
-#[pg_guard]
 unsafe extern "C-unwind" fn shmem_request() {
     // SAFETY: set once before, in this thread.
     unsafe {
         if let Some(next) = NEXT_SHMEM_REQUEST {
-            pg_sys::ffi::pg_guard_ffi_boundary(|| next());
+            next();
         }
+        request();
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn request() {
     server::request_shared_memory();
 }
 
 /// `shmem_startup_hook`: at server start, and again when a backend crash made the postmaster rebuild shared memory. No
 /// other process runs and redo has not begun.
-#[pg_guard]
 unsafe extern "C-unwind" fn shmem_startup() {
     // SAFETY: set once before, in this thread.
     unsafe {
         if let Some(next) = NEXT_SHMEM_STARTUP {
-            pg_sys::ffi::pg_guard_ffi_boundary(|| next());
+            next();
         }
+        attach();
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn attach() {
     server::attach();
     let Some(table) = tablespace::key_table() else { return };
     table.placeholders.clear();

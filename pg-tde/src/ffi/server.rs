@@ -136,11 +136,25 @@ fn lock_pointer(which: Lock) -> Option<*mut pg_sys::LWLock> {
 
 /// Waits for a lock. `None` before shared memory exists (bootstrap), when there is one process.
 pub(crate) fn lock(which: Lock, exclusive: bool) -> Option<Locked> {
-    let lock = lock_pointer(which)?;
+    acquire(which, exclusive).then(|| lock_pointer(which).map(Locked)).flatten()
+}
+
+/// Waits for a lock that [`release`] gives back, or the server when the transaction aborts. `false` before shared memory
+/// exists.
+pub(crate) fn acquire(which: Lock, exclusive: bool) -> bool {
+    let Some(lock) = lock_pointer(which) else { return false };
     let mode = if exclusive { pg_sys::LWLockMode::LW_EXCLUSIVE } else { pg_sys::LWLockMode::LW_SHARED };
     // SAFETY: the lock lives in shared memory as long as this process.
     unsafe { pg_sys::LWLockAcquire(lock, mode) };
-    Some(Locked(lock))
+    true
+}
+
+/// Gives a lock back.
+pub(crate) fn release(which: Lock) {
+    if let Some(lock) = lock_pointer(which) {
+        // SAFETY: as in `acquire`; the caller holds the lock.
+        unsafe { pg_sys::LWLockRelease(lock) }
+    }
 }
 
 /// Whether this process holds a lock already.
@@ -151,7 +165,7 @@ pub(crate) fn holds(which: Lock) -> bool {
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        // SAFETY: the lock was acquired in `lock`. After an ERROR the server has reset the hold-off count and will
+        // SAFETY: the lock was acquired in `acquire`. After an ERROR the server has reset the hold-off count and will
         // release all locks itself when the transaction aborts.
         unsafe {
             if pg_sys::InterruptHoldoffCount > 0 && pg_sys::LWLockHeldByMe(self.0) {
@@ -271,4 +285,21 @@ pub(crate) fn segment_path(relation: RelationId, block: u32) -> (std::path::Path
 pub(crate) fn reserve_prefix(prefix: &CStr) {
     // SAFETY: the server copies the string.
     unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) }
+}
+
+/// Keeps Rust backtraces out of error messages, which go to clients, whatever the environment of the server asks for.
+pub(crate) fn forget_backtraces() {
+    const NAMES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
+    let saved = NAMES.map(std::env::var_os);
+    // SAFETY: the postmaster has one thread while it preloads libraries.
+    unsafe {
+        NAMES.iter().for_each(|name| std::env::remove_var(name));
+        // This library's copy of the standard library decides at its first capture, for good.
+        let _disabled = std::backtrace::Backtrace::capture();
+        for (name, value) in NAMES.iter().zip(saved) {
+            if let Some(value) = value {
+                std::env::set_var(name, value);
+            }
+        }
+    }
 }

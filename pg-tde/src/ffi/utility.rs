@@ -1,6 +1,6 @@
 //! Statements that would copy files past the storage manager, and the end of a tablespace.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char};
 
 use pgrx::pg_sys::{self, NodeTag};
 use pgrx::prelude::*;
@@ -23,9 +23,27 @@ pub(crate) fn install() {
     }
 }
 
+// Declared here because pgrx's own declarations turn an ERROR into a panic and back, which drops fields that clients rely
+// on, such as the name of a constraint. The hooks below have nothing to clean up when the server jumps over them.
+unsafe extern "C-unwind" {
+    /// executor/executor.h
+    fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: i32);
+    /// tcop/utility.h
+    fn standard_ProcessUtility(
+        statement: *mut pg_sys::PlannedStmt,
+        query: *const c_char,
+        read_only_tree: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        params: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        destination: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
 /// On a standby nobody may read a torn page whose image has not come: it looks empty in the buffer.
 #[pg_guard]
-unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
+unsafe extern "C-unwind" fn refuse_torn_pages() {
     if let Some(table) = tablespace::key_table()
         && !table.placeholders.is_empty()
         && server::recovery_in_progress()
@@ -33,20 +51,37 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
     {
         report::still_torn(&torn, false);
     }
-    // SAFETY: the arguments are passed on as they came.
+}
+
+unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
+    // SAFETY: the arguments are passed on as they came; the static was set before any child existed.
     unsafe {
+        refuse_torn_pages();
         match NEXT_EXECUTOR_START {
-            Some(next) => pg_sys::ffi::pg_guard_ffi_boundary(|| next(query, flags)),
-            None => pg_sys::standard_ExecutorStart(query, flags),
+            Some(next) => next(query, flags),
+            None => standard_ExecutorStart(query, flags),
         }
     }
 }
 
+/// OID of the tablespace that the statement is about to drop, 0 for any other statement.
 #[pg_guard]
+unsafe extern "C-unwind" fn before_utility(statement: *mut pg_sys::PlannedStmt) -> u32 {
+    // SAFETY: the server passes a planned utility statement.
+    unsafe { before((*statement).utilityStmt) }.unwrap_or(0)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn after_drop(tablespace: u32) {
+    if let Err(error) = tablespace::retire(tablespace) {
+        report::retire_failed(tablespace, &error);
+    }
+}
+
 #[allow(clippy::too_many_arguments)]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
-    query: *const std::ffi::c_char,
+    query: *const c_char,
     read_only_tree: bool,
     context: pg_sys::ProcessUtilityContext::Type,
     params: pg_sys::ParamListInfo,
@@ -54,26 +89,17 @@ unsafe extern "C-unwind" fn process_utility(
     destination: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: the server passes a planned utility statement.
-    let dropped = unsafe { before((*statement).utilityStmt) };
-    let args = (statement, query, read_only_tree, context, params, environment, destination, completion);
-    // SAFETY: the arguments are passed on as they came.
+    // SAFETY: the arguments are passed on as they came; the static was set before any child existed.
     unsafe {
-        match NEXT_UTILITY {
-            Some(next) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                next(args.0, args.1, args.2, args.3, args.4, args.5, args.6, args.7)
-            }),
-            None => {
-                pg_sys::standard_ProcessUtility(
-                    args.0, args.1, args.2, args.3, args.4, args.5, args.6, args.7,
-                );
-            }
+        let dropped = before_utility(statement);
+        let next = match NEXT_UTILITY {
+            Some(next) => next,
+            None => standard_ProcessUtility,
+        };
+        next(statement, query, read_only_tree, context, params, environment, destination, completion);
+        if dropped != 0 {
+            after_drop(dropped);
         }
-    }
-    if let Some(oid) = dropped
-        && let Err(error) = tablespace::retire(oid)
-    {
-        report::retire_failed(oid, &error);
     }
 }
 
