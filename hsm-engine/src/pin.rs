@@ -97,7 +97,9 @@ impl Pin {
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(path).map_err(io_err)?;
         file.write_all(self.0.as_slice()).map_err(io_err)?;
         file.write_all(b"\n").map_err(io_err)?;
-        file.sync_all().map_err(io_err)
+        file.sync_all().map_err(io_err)?;
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(io_err)
     }
 
     /// Writes the PIN to `out`, for the one time that a generated PIN is shown to a person.
@@ -125,7 +127,8 @@ impl Pin {
         if self.len() < MIN_NEW_PIN { Err(PinError::TooShort { min: MIN_NEW_PIN }) } else { Ok(()) }
     }
 
-    pub(crate) fn same(&self, other: &Self) -> bool {
+    /// Whether both are the same PIN; takes time that depends on their lengths alone.
+    pub fn same(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0)
     }
 

@@ -1,0 +1,137 @@
+//! `tde hsm init`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use hsm_engine::store::StoreError;
+use hsm_engine::{DEFAULT_KEY, DEFAULT_USER, Hsm, HsmError, Initialize, Pin};
+use serde::Serialize;
+
+use super::options::{NewPin, Result, StoreArgs, new_pin, warn_if_beside};
+use crate::output::{Output, facts};
+use crate::{CliResult, Outcome};
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// File with the crypto user's PIN; made with a generated PIN if it does not exist
+    #[arg(long, env = "TDE_PIN_FILE", value_name = "FILE")]
+    pin_file: PathBuf,
+    /// File with the crypto officer's PIN, likewise; without it the officer's PIN is generated and printed once
+    #[arg(long, value_name = "FILE")]
+    officer_pin_file: Option<PathBuf>,
+    /// Label of the first master key
+    #[arg(long, value_name = "TEXT", default_value = DEFAULT_KEY)]
+    label: String,
+    /// What the HSM is called
+    #[arg(long, value_name = "TEXT", default_value = "tde")]
+    name: String,
+}
+
+#[derive(Serialize)]
+struct Made {
+    store: String,
+    uri: String,
+    id: String,
+    name: String,
+    officer: String,
+    user: String,
+    master_key: String,
+    master_key_id: String,
+    pin_file: String,
+    /// Whether the file and a generated PIN in it are new.
+    pin_file_made: bool,
+    officer_pin_file: Option<String>,
+    officer_pin_file_made: bool,
+    /// Only if it is in no file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    officer_pin: Option<String>,
+}
+
+pub(super) fn run(args: &Args, output: &Output) -> CliResult {
+    let uri = args.store.uri()?;
+    refuse_existing(&uri.dir)?;
+    let user = new_pin(&args.pin_file, output)?;
+    let officer = match &args.officer_pin_file {
+        Some(file) => new_pin(file, output)?,
+        None => NewPin { pin: Pin::generate()?, made: false },
+    };
+    let init = Initialize {
+        label: &args.name,
+        master_key: Some(&args.label),
+        ..Initialize::new(&officer.pin, &user.pin)
+    };
+    let hsm = Hsm::initialize_dir(&uri.dir, &init)?;
+    // Proves that it opens, before anything relies on it.
+    let session = hsm.login(init.user, &user.pin)?;
+    let key = session.find_master_key(&args.label)?;
+    session.close()?;
+    warn_if_beside(&args.pin_file, &uri.dir, output);
+
+    let made = Made {
+        store: hsm.location(),
+        uri: hsm_engine::SoftUri { key: args.label.clone(), ..hsm_engine::SoftUri::new(&uri.dir) }
+            .to_string(),
+        id: hsm.id().to_string(),
+        name: hsm.label().into(),
+        officer: init.officer.into(),
+        user: DEFAULT_USER.into(),
+        master_key: args.label.clone(),
+        master_key_id: key.id().to_string(),
+        pin_file: args.pin_file.display().to_string(),
+        pin_file_made: user.made,
+        officer_pin_file: args.officer_pin_file.as_ref().map(|f| f.display().to_string()),
+        officer_pin_file_made: officer.made,
+        officer_pin: match args.officer_pin_file {
+            Some(_) => None,
+            None => Some(revealed(&officer.pin)?),
+        },
+    };
+    output.show(&made, human)?;
+    Ok(Outcome::Good)
+}
+
+/// Before a PIN file is made for nothing.
+fn refuse_existing(dir: &std::path::Path) -> Result<()> {
+    match Hsm::open_dir(dir) {
+        Ok(_) => Err(HsmError::AlreadyInitialized { store: dir.display().to_string() }.into()),
+        Err(HsmError::NotInitialized { .. } | HsmError::Store(StoreError::NotFound { .. })) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn revealed(pin: &Pin) -> Result<String> {
+    let mut bytes = Vec::with_capacity(pin.len());
+    pin.reveal(&mut bytes)?;
+    Ok(String::from_utf8(bytes)?)
+}
+
+fn human(made: &Made) -> String {
+    let file = |path: &str, new| {
+        if new { format!("{path}  (made, with a generated PIN)") } else { path.to_owned() }
+    };
+    let officer_pin = match &made.officer_pin_file {
+        Some(path) => file(path, made.officer_pin_file_made),
+        None => "printed below".into(),
+    };
+    let mut text = facts(&[
+        ("HSM", format!("{} {}", made.name, made.id)),
+        ("Store", made.store.clone()),
+        ("URI", made.uri.clone()),
+        ("Crypto user", made.user.clone()),
+        ("  PIN file", file(&made.pin_file, made.pin_file_made)),
+        ("Crypto officer", made.officer.clone()),
+        ("  PIN", officer_pin),
+        ("Master key", format!("{} {}", made.master_key, made.master_key_id)),
+    ]);
+    if let Some(pin) = &made.officer_pin {
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "\nThe crypto officer's PIN is shown only now. Write it down and keep it apart from this machine;\n\
+             without it a locked user can only wait and a lost PIN cannot be replaced:\n\n    {pin}\n"
+        );
+    }
+    text
+}
