@@ -1,0 +1,87 @@
+//! Options that many commands share: which HSM, which PIN, which keyring.
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use hsm_engine::{Pin, PinError, SoftUri};
+use keyring::SoftHsm;
+use secret_mem::SecretBuf;
+
+/// Which HSM, and how to log in.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct HsmArgs {
+    /// The HSM, such as soft:/var/lib/tde/hsm or soft:DIR?user=NAME&key=LABEL
+    #[arg(long, env = "TDE_HSM", value_name = "URI")]
+    pub(crate) hsm: Option<SoftUri>,
+    /// File with the PIN of the HSM's user, readable by its owner only ("-" reads standard input)
+    #[arg(long, env = "TDE_PIN_FILE", value_name = "FILE")]
+    pub(crate) pin_file: Option<PathBuf>,
+}
+
+/// The options do not say enough.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MissingOption {
+    #[error("which HSM? Give --hsm URI (or set TDE_HSM), such as --hsm soft:/var/lib/tde/hsm")]
+    Hsm,
+    #[error("which PIN? Give --pin-file FILE (or set TDE_PIN_FILE), or run this on a terminal")]
+    Pin,
+    #[error("which keyring? Give --keyring DIR or set TDE_KEYRING")]
+    Keyring,
+}
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+impl HsmArgs {
+    /// Logs in; an error if no HSM was named.
+    pub(crate) fn login(&self) -> Result<SoftHsm> {
+        self.login_if_given()?.ok_or_else(|| MissingOption::Hsm.into())
+    }
+
+    /// Logs in if an HSM was named.
+    pub(crate) fn login_if_given(&self) -> Result<Option<SoftHsm>> {
+        let Some(uri) = &self.hsm else { return Ok(None) };
+        let pin = self.pin(&format!("PIN of HSM user \"{}\": ", uri.user))?;
+        Ok(Some(SoftHsm::open(uri, &pin)?))
+    }
+
+    fn pin(&self, prompt: &str) -> Result<Pin> {
+        match &self.pin_file {
+            Some(path) => Ok(pin_from(path)?),
+            None => ask_pin(prompt),
+        }
+    }
+}
+
+/// Reads a PIN from a file, or from standard input for "-".
+pub(crate) fn pin_from(path: &Path) -> std::result::Result<Pin, PinError> {
+    if path == Path::new("-") { Pin::from_reader(io::stdin().lock()) } else { Pin::from_file(path) }
+}
+
+/// Asks for a PIN on the terminal.
+pub(crate) fn ask_pin(prompt: &str) -> Result<Pin> {
+    if !io::stdin().is_terminal() {
+        return Err(MissingOption::Pin.into());
+    }
+    let mut typed = rpassword::prompt_password(prompt)?;
+    let mut secret = SecretBuf::with_capacity(typed.len());
+    let taken = secret.extend_from_slice(typed.as_bytes());
+    // The library's copy.
+    zeroize::Zeroize::zeroize(&mut typed);
+    taken?;
+    Ok(Pin::from_secret(secret)?)
+}
+
+/// Which keyring.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct KeyringArgs {
+    /// Directory of the keyring
+    #[arg(long, env = "TDE_KEYRING", value_name = "DIR")]
+    pub(crate) keyring: Option<PathBuf>,
+}
+
+impl KeyringArgs {
+    pub(crate) fn directory(&self) -> Result<&Path> {
+        self.keyring.as_deref().ok_or_else(|| MissingOption::Keyring.into())
+    }
+}
