@@ -1,0 +1,136 @@
+//! `tde keyring` as people and scripts call it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Bench, flip_byte, tde};
+use keyring::{Keyring, NewScope, Owner, ScopeKind, StateChange, TablespaceState, WalPosition};
+use page_cipher::CipherId;
+
+fn fill(bench: &Bench, ring: &Path) {
+    let hsm = bench.login();
+    let keyring = Keyring::create(ring, Owner::PgCluster { system_identifier: 42 }, &hsm).unwrap();
+    for (oid, name) in [(16385, "secure"), (16386, "other")] {
+        let initial = Some(StateChange { from: WalPosition(1 << 24), state: TablespaceState::Encrypted });
+        let kind = ScopeKind::PgTablespace { oid, name: name.into() };
+        keyring.add_scope(NewScope { kind, cipher: CipherId::Aes256Hctr2, initial }, &hsm).unwrap();
+    }
+}
+
+#[test]
+fn list_shows_what_is_not_sealed_without_and_everything_with_the_hsm() {
+    let bench = Bench::new();
+    let ring = bench.path("ring");
+    fill(&bench, &ring);
+    let ring = ring.to_str().unwrap();
+
+    let locked = tde(&["keyring", "list", "--keyring", ring]);
+    assert_eq!(locked.code, 0, "{}", locked.err);
+    assert!(
+        locked.out.contains("PostgreSQL cluster 42") && locked.out.contains("--pin-file"),
+        "{}",
+        locked.out
+    );
+    assert!(!locked.out.contains("secure"));
+    let locked = tde(&["--json", "keyring", "list", "--keyring", ring]).json();
+    assert_eq!((locked["generation"].as_u64(), locked["lines"].as_u64()), (Some(3), Some(2)));
+    assert!(locked["scopes"].is_null());
+
+    let open = bench.tde_with_pin(&["keyring", "list", "--keyring", ring]);
+    assert_eq!(open.code, 0, "{}", open.err);
+    for part in ["secure", "16386", "aes-256-hctr2", "encrypted", "active"] {
+        assert!(open.out.contains(part), "{part} in {}", open.out);
+    }
+    let open = bench.tde_with_pin(&["keyring", "list", "--keyring", ring, "--json"]).json();
+    assert_eq!(open["scopes"][1]["name"], "other");
+    assert_eq!(open["scopes"][1]["keys"][0]["state"], "active");
+}
+
+#[test]
+fn verify_tells_a_sound_keyring_from_a_damaged_one() {
+    let bench = Bench::new();
+    let ring = bench.path("ring");
+    fill(&bench, &ring);
+    let directory = ring.to_str().unwrap();
+    let good = bench.tde_with_pin(&["keyring", "verify", "--keyring", directory]);
+    assert_eq!(good.code, 0, "{}{}", good.out, good.err);
+    assert!(good.out.contains("No problems."), "{}", good.out);
+
+    let record = ring.join("lines/02/0000000000000002.tde");
+    flip_byte(&record, 60);
+    let bad = bench.tde_with_pin(&["keyring", "verify", "--keyring", directory, "--json"]);
+    assert_eq!(bad.code, 1);
+    let problem = bad.json()["problems"][0].as_str().unwrap().to_owned();
+    assert!(problem.contains(record.to_str().unwrap()), "{problem}");
+    fs::remove_file(&record).unwrap();
+    let missing = bench.tde_with_pin(&["keyring", "verify", "--keyring", directory]);
+    assert_eq!(missing.code, 1);
+    assert!(missing.out.contains("0000000000000002.tde is missing"), "{}", missing.out);
+    flip_byte(&ring.join("keyring.tde"), 60);
+    let root = bench.tde_with_pin(&["keyring", "verify", "--keyring", directory]);
+    assert_eq!(root.code, 1, "{}", root.err);
+    assert!(root.err.contains("keyring.tde"), "{}", root.err);
+}
+
+#[test]
+fn a_restore_is_accepted_on_request_only() {
+    let bench = Bench::new();
+    let ring = bench.path("ring");
+    fill(&bench, &ring);
+    let directory = ring.to_str().unwrap();
+    let old = fs::read(ring.join("keyring.tde")).unwrap();
+    let hsm = bench.login();
+    let keyring = Keyring::open(&ring).unwrap().unlock(&hsm).unwrap();
+    keyring.add_version(keyring::LineNumber(1), &hsm).unwrap();
+    drop((keyring, hsm));
+    fs::write(ring.join("keyring.tde"), old).unwrap();
+
+    let refused = bench.tde_with_pin(&["keyring", "verify", "--keyring", directory]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("accept-restore"), "{}", refused.err);
+    assert!(refused.err.contains("generation 3") && refused.err.contains("generation 4"), "{}", refused.err);
+    let accepted = bench.tde_with_pin(&["keyring", "accept-restore", "--keyring", directory]);
+    assert_eq!(accepted.code, 0, "{}", accepted.err);
+    assert!(accepted.out.contains("generation 3 accepted"), "{}", accepted.out);
+    assert_eq!(bench.tde_with_pin(&["keyring", "list", "--keyring", directory]).code, 0);
+}
+
+#[test]
+fn what_cannot_be_done_says_how_it_could() {
+    let bench = Bench::new();
+    let ring = bench.path("ring");
+    let nowhere = ring.to_str().unwrap();
+    for (arguments, hint) in [
+        (vec!["keyring", "list"], "--keyring DIR"),
+        (vec!["keyring", "list", "--keyring", nowhere], "does not exist"),
+        (vec!["keyring", "verify", "--keyring", nowhere], "--hsm URI"),
+        (vec!["keyring", "verify", "--keyring", nowhere, "--hsm", "soft:/nowhere"], "--pin-file FILE"),
+        (vec!["keyring", "verify", "--keyring", nowhere, "--hsm", "vault:/x"], "soft:"),
+        (vec!["keyring", "shred"], "unrecognized"),
+    ] {
+        let done = tde(&arguments);
+        assert_eq!(done.code, 2, "{arguments:?}: {}", done.err);
+        assert!(done.err.contains(hint), "{arguments:?}: {}", done.err);
+    }
+    fs::write(bench.path("pin-loose"), "1234\n").unwrap();
+    let loose = bench.path("pin-loose").display().to_string();
+    fs::set_permissions(&loose, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let uri = bench.uri.to_string();
+    let done = tde(&["keyring", "verify", "--keyring", nowhere, "--hsm", &uri, "--pin-file", &loose]);
+    assert_eq!(done.code, 2);
+    assert!(done.err.contains("chmod 0600"), "{}", done.err);
+    let json = tde(&["keyring", "list", "--json", "--keyring", nowhere]);
+    assert!(json.json()["error"].as_str().unwrap().contains("does not exist"));
+}
+
+#[test]
+fn every_shell_gets_its_completions() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let done = tde(&["completions", shell]);
+        assert_eq!(done.code, 0, "{shell}");
+        assert!(done.out.contains("accept-restore"), "{shell}");
+    }
+}
