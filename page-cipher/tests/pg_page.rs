@@ -191,17 +191,12 @@ proptest! {
     }
 }
 
-fn with_field(offset: usize, value: u16) -> Page {
-    let mut page = map_page();
-    page[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
-    page
-}
-
 /// Checks every value of one field of an otherwise valid header; returns how many are valid.
 fn valid_values(offset: usize, fork: Fork, expected: impl Fn(u16) -> bool) -> u32 {
-    let mut valid = 0;
+    let (mut valid, mut page) = (0, map_page());
     for value in 0..=u16::MAX {
-        let is_valid = header_is_valid(&with_field(offset, value), fork);
+        page[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
+        let is_valid = header_is_valid(&page, fork);
         assert_eq!(is_valid, expected(value), "offset {offset} value {value} {fork:?}");
         valid += u32::from(is_valid);
     }
