@@ -24,7 +24,7 @@ pub enum HsmError {
     #[error(transparent)]
     Pin(#[from] PinError),
     /// The audit log is damaged, was changed, or could not be written.
-    #[error(transparent)]
+    #[error("{0}{hint}", hint = .0.hint())]
     Audit(#[from] AuditError),
     /// A known-answer test failed; nothing is done with a primitive that computes wrong results.
     #[error(transparent)]

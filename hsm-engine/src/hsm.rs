@@ -107,6 +107,7 @@ impl Hsm {
         }
         let mut hsm_id = [0; 16];
         secret_mem::random(&mut hsm_id)?;
+        let hsm_id = uuid::Builder::from_random_bytes(hsm_id).into_uuid().into_bytes();
         let header = records::Header { hsm_id, label: init.label.into(), created: Timestamp::now() };
         let core = Core { store, header };
         let store_key = SecretBytes::<32>::random()?;
@@ -222,7 +223,8 @@ impl Hsm {
     }
 
     /// Checks the audit log as far as that is possible without a PIN (sequence, hash chain, damage, but neither who
-    /// wrote it nor that its end is there), and shows each record to `visit`.
+    /// wrote it nor that its end is there), and shows each record to `visit`. A log that was restarted shows its old damage
+    /// here; with a login it is known where it was restarted.
     ///
     /// # Errors
     /// The first thing that does not hold.
@@ -232,6 +234,15 @@ impl Hsm {
         let until = Snapshot::take(store)?;
         drop(lock);
         Ok(audit::verify(store, audit::genesis(self.core.hsm_id()), None, until, visit)?)
+    }
+
+    /// As a crypto officer, lets a log that is damaged begin anew, so that users can log in again. The damaged files stay
+    /// for whoever looks into it; the new part says who restarted it and why.
+    ///
+    /// # Errors
+    /// As [`login`](Self::login); [`HsmError::NotAllowed`] for anybody else; [`AuditError::Whole`] if nothing is damaged.
+    pub fn restart_audit(&self, officer: &str, pin: &Pin) -> Result<()> {
+        crate::login::restart_audit(&self.core, officer, pin)
     }
 
     fn audit_length(&self) -> Result<u64, AuditError> {
@@ -319,6 +330,7 @@ fn write_all(core: &Core, keys: &StoreKeys, init: &Initialize<'_>) -> Result<()>
     }
     let counters = Object { revision: 1, value: records::Counters { values: Vec::new() } };
     keys.sealer.put(store, Kind::Counters, &transaction::counters_name(), &counters)?;
+    let log_start = audit::genesis(core.hsm_id());
     let root = records::Root {
         header_digest: transaction::header_digest(store, &core.header)?,
         users,
@@ -326,7 +338,8 @@ fn write_all(core: &Core, keys: &StoreKeys, init: &Initialize<'_>) -> Result<()>
         counters: 1,
         boots: 1,
         boot_id: boot_id(),
-        anchor: audit::begin(store, &keys.audit, audit::genesis(core.hsm_id()), 1, &log)?,
+        log_start,
+        anchor: audit::begin(store, &keys.audit, &log_start, 1, &log)?,
     };
     keys.sealer.put(store, Kind::Root, &transaction::root_name(), &Object { revision: 1, value: root })
 }

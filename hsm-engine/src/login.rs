@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use crate::audit::{self, Entry, Event, Outcome};
+use crate::audit::{self, AuditError, Entry, Event, Outcome, Snapshot};
 use crate::error::{HsmError, Result};
 use crate::format::records;
 use crate::hsm::{boot_id, write_lockout};
@@ -27,9 +27,58 @@ use crate::user::{self, LockState, Role};
 const USER_WAIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn login(core: &Core, name: &str, pin: &Pin) -> Result<Session> {
+    let (keys, user) = authenticate(core, name, pin)?;
+    let mut tx = Transaction::begin(core, &keys, LOCK_WAIT)?;
+    check_known(core, tx.root(), &user)?;
+    let mut entries = Vec::new();
+    let boot = boot_id();
+    if boot != [0; 16] && boot != tx.root().boot_id {
+        let root = tx.root_mut();
+        root.boot_id = boot;
+        root.boots = root.boots.saturating_add(1);
+        entries.push(Entry::ok("", Event::Boot { boots: root.boots }));
+    }
+    entries.push(Entry::ok(name, Event::Login));
+    tx.log(&entries)?;
+    tx.commit()?;
+    Ok(Session::new(core.clone(), keys, user.value.public))
+}
+
+/// Logs an officer in for one purpose: a damaged log, in which no login can be written, gets a new beginning.
+///
+/// The new segment is written before the root names it; after a crash in between it lies unused.
+pub(crate) fn restart_audit(core: &Core, name: &str, pin: &Pin) -> Result<()> {
+    let (keys, user) = authenticate(core, name, pin)?;
+    let role = user.value.public.role;
+    if role != Role::CryptoOfficer {
+        let action = "restart the audit log";
+        return Err(HsmError::NotAllowed { user: name.into(), role, action });
+    }
+    let mut tx = Transaction::begin(core, &keys, LOCK_WAIT)?;
+    check_known(core, tx.root(), &user)?;
+    let (store, anchor) = (core.store(), tx.root().anchor);
+    let checked = Snapshot::take(store).and_then(|until| {
+        audit::verify(store, tx.root().log_start, Some((&keys.audit, anchor)), until, &mut |_| {})
+    });
+    let damage = match checked {
+        // The next login drops what a crash left.
+        Ok(_) | Err(AuditError::Torn { .. }) => return Err(AuditError::Whole.into()),
+        Err(e @ AuditError::Store(_)) => return Err(e.into()),
+        Err(damage) => damage.to_string(),
+    };
+    let start = audit::restart(store, &anchor)?;
+    let entry = Entry::ok(name, Event::LogRestarted { damage });
+    let root = tx.root_mut();
+    root.anchor = audit::begin(store, &keys.audit, &start, root.boots, &[entry])?;
+    root.log_start = start;
+    tx.commit()
+}
+
+/// Steps 1 and 2, and of step 3 the counter.
+fn authenticate(core: &Core, name: &str, pin: &Pin) -> Result<(StoreKeys, Object<records::User>)> {
     // Before the lock, so that an unknown name leaves no lock file.
     read_user(core, name)?;
-    let lock = lock_user(core, name)?;
+    let _lock = lock_user(core, name)?;
     let user = read_user(core, name)?;
     let role = user.value.public.role;
     let attempt = count_attempt(core, name, role)?;
@@ -38,16 +87,19 @@ pub(crate) fn login(core: &Core, name: &str, pin: &Pin) -> Result<Session> {
     let damaged = |d| object::damaged(core.store(), &record, d);
     let opened = user::open_store_key(&user.value, pin, core.hsm_id(), user.revision).map_err(damaged)?;
     let Some(store_key) = opened else { return Err(wrong_pin(core, name, role, &attempt)?) };
-    write_lockout(
-        core,
-        name,
-        &Object { revision: attempt.revision + 1, value: records::Lockout::cleared() },
-    )?;
-    drop(lock);
+    let cleared = Object { revision: attempt.revision + 1, value: records::Lockout::cleared() };
+    write_lockout(core, name, &cleared)?;
+    Ok((StoreKeys::derive(store_key, *core.hsm_id()).map_err(damaged)?, user))
+}
 
-    let keys = StoreKeys::derive(store_key, *core.hsm_id()).map_err(damaged)?;
-    enter(core, &keys, name, &user)?;
-    Ok(Session::new(core.clone(), keys, user.value.public))
+/// Checks a user who gave the right PIN against the root.
+fn check_known(core: &Core, root: &records::Root, user: &Object<records::User>) -> Result<()> {
+    let name = &user.value.public.name;
+    match root.users.iter().find(|u| u.name == *name) {
+        Some(entry) => core.check_revision(&user::record_name(name)?, user.revision, entry.revision),
+        // A record the root does not know was put there from outside, or its creation was interrupted.
+        None => Err(HsmError::UnknownUser { store: core.store().location(), user: name.clone() }),
+    }
 }
 
 /// Step 1: refuses or counts.
@@ -81,28 +133,6 @@ fn wrong_pin(core: &Core, name: &str, role: Role, attempt: &Object<records::Lock
         LockState::Hard => (None, true),
     };
     Ok(HsmError::WrongPin { user: name.into(), failures, not_before, locked })
-}
-
-/// Step 3 for a right PIN: checks the user against the root and logs the login.
-fn enter(core: &Core, keys: &StoreKeys, name: &str, user: &Object<records::User>) -> Result<()> {
-    let mut tx = Transaction::begin(core, keys, LOCK_WAIT)?;
-    let record = user::record_name(name)?;
-    match tx.root().users.iter().find(|u| u.name == name) {
-        Some(entry) => core.check_revision(&record, user.revision, entry.revision)?,
-        // A record the root does not know was put there from outside, or its creation was interrupted.
-        None => return Err(HsmError::UnknownUser { store: core.store().location(), user: name.into() }),
-    }
-    let mut entries = Vec::new();
-    let boot = boot_id();
-    if boot != [0; 16] && boot != tx.root().boot_id {
-        let root = tx.root_mut();
-        root.boot_id = boot;
-        root.boots = root.boots.saturating_add(1);
-        entries.push(Entry::ok("", Event::Boot { boots: root.boots }));
-    }
-    entries.push(Entry::ok(name, Event::Login));
-    tx.log(&entries)?;
-    tx.commit()
 }
 
 pub(crate) fn lock_user(core: &Core, name: &str) -> Result<StoreLock> {

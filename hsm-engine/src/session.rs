@@ -288,7 +288,7 @@ impl Session {
         let (until, root) = (Snapshot::take(store)?, self.core.root(&self.keys)?);
         drop(lock);
         let keyed = Some((&self.keys.audit, root.value.anchor));
-        Ok(audit::verify(store, audit::genesis(self.core.hsm_id()), keyed, until, visit)?)
+        Ok(audit::verify(store, root.value.log_start, keyed, until, visit)?)
     }
 
     /// Reads and checks every object the root names. The audit log has [`verify_audit`](Self::verify_audit).

@@ -84,6 +84,11 @@ pub enum Event {
         /// Its length in bytes.
         bytes: u64,
     },
+    /// An officer restarted the log after damage.
+    LogRestarted {
+        /// What was wrong.
+        damage: String,
+    },
 }
 
 /// Whether what was tried was done.
@@ -135,6 +140,7 @@ impl Event {
             Self::MasterKeyRotated { .. } => "master-key-rotated",
             Self::CounterForgotten { .. } => "counter-forgotten",
             Self::TailDropped { .. } => "tail-dropped",
+            Self::LogRestarted { .. } => "log-restarted",
         }
     }
 }
@@ -161,6 +167,7 @@ impl fmt::Display for Event {
             }
             Self::CounterForgotten { name, value } => write!(f, "{name} was {value}"),
             Self::TailDropped { bytes } => write!(f, "{bytes} bytes"),
+            Self::LogRestarted { damage } => f.write_str(damage),
         }
     }
 }

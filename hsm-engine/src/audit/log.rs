@@ -11,7 +11,7 @@
 
 use super::record::{MAX_RECORD, NoRecord, Parsed};
 use super::{AuditError, AuditKey, AuditReport, Event, Outcome, Record};
-use crate::format::records::Anchor;
+use crate::format::records::{Anchor, LogStart};
 use crate::store::{ObjectName, Store, StoreError};
 use crate::time::Timestamp;
 
@@ -34,8 +34,8 @@ pub(crate) struct Tail {
 
 /// Where to begin reading, and what must be there.
 pub(crate) enum Start {
-    /// At the first record of the HSM with this genesis hash.
-    Genesis([u8; 32]),
+    /// Where the chain begins.
+    Chain(LogStart),
     /// At the record the root knows.
     Anchor(Anchor),
     /// At the first record of a segment, taken as it is.
@@ -79,23 +79,11 @@ fn file_name(segment: u32) -> String {
     format!("audit.{segment:08}.log")
 }
 
-/// Number of the last segment. Segments have no gaps, so it is found by doubling and halving.
+/// Number of the last segment.
 fn last_segment(store: &dyn Store) -> Result<u32, AuditError> {
-    let exists = |n| Ok::<_, AuditError>(store.log_len(&segment_name(n)?)?.is_some());
-    if !exists(1)? {
-        return Err(AuditError::Missing { segment: file_name(1) });
-    }
-    let mut low = 1_u32;
-    let mut high = 2;
-    while exists(high)? {
-        low = high;
-        high = high.saturating_mul(2);
-    }
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        if exists(middle)? { low = middle } else { high = middle }
-    }
-    Ok(low)
+    let number = |name: &ObjectName| name.as_str().strip_prefix("audit.")?.parse().ok();
+    let last = store.logs()?.iter().filter_map(number).max();
+    last.ok_or_else(|| AuditError::Missing { segment: file_name(1) })
 }
 
 /// The end of the chain for somebody without a key: reads the last segment, or the one before if that has no record.
@@ -120,18 +108,16 @@ pub(crate) fn walk(
     visit: &mut dyn FnMut(&Record),
 ) -> Result<Tail, AuditError> {
     let (mut segment, mut from) = match start {
-        Start::Genesis(_) => (1, 0),
+        Start::Chain(s) => (s.segment, 0),
         Start::Anchor(a) => (a.segment, a.offset),
         Start::Segment(n) => (*n, 0),
     };
     let first_segment = segment;
+    let last_segment = until.map_or_else(|| last_segment(store), |u| Ok(u.segment))?;
     let mut tail: Option<Tail> = None;
     let mut torn = None;
-    loop {
-        if until.is_some_and(|u| segment > u.segment) {
-            break;
-        }
-        let Some(bytes) = read_segment(store, segment, from, until)? else { break };
+    while segment <= last_segment {
+        let bytes = read_segment(store, segment, from, until)?;
         let mut pos = 0;
         while pos < bytes.len() {
             let rest = &bytes[pos..];
@@ -140,9 +126,7 @@ pub(crate) fn walk(
             let parsed = match Parsed::parse(rest) {
                 Ok(parsed) => parsed,
                 Err(why) => {
-                    let last = until.is_some_and(|u| u.segment == segment)
-                        || store.log_len(&segment_name(segment + 1)?)?.is_none();
-                    if last && may_be_torn(rest, why, key.is_some()) {
+                    if segment == last_segment && may_be_torn(rest, why, key.is_some()) {
                         torn = Some((segment, offset, rest.len() as u64));
                         break;
                     }
@@ -199,7 +183,8 @@ fn finish(
 fn first_sequence(start: &Start) -> u64 {
     match start {
         Start::Anchor(a) => a.sequence,
-        Start::Genesis(_) | Start::Segment(_) => 1,
+        Start::Chain(s) => s.sequence,
+        Start::Segment(_) => 1,
     }
 }
 
@@ -208,17 +193,17 @@ fn read_segment(
     segment: u32,
     from: u64,
     until: Option<Snapshot>,
-) -> Result<Option<Vec<u8>>, AuditError> {
+) -> Result<Vec<u8>, AuditError> {
     let name = segment_name(segment)?;
     if store.log_len(&name)?.is_none() {
-        return Ok(None);
+        return Err(AuditError::Missing { segment: file_name(segment) });
     }
     let mut bytes = store.log_read(&name, from)?;
     if let Some(u) = until.filter(|u| u.segment == segment) {
         // What is beyond 4 MiB was refused by `log_read`.
         bytes.truncate(usize::try_from(u.len.saturating_sub(from)).unwrap_or(usize::MAX));
     }
-    Ok(Some(bytes))
+    Ok(bytes)
 }
 
 /// Whether bytes at the end of the log that are no record can come from an append that was cut short: its beginning, or,
@@ -245,7 +230,7 @@ fn check(
     let wrong_number = |expected| AuditError::Sequence { segment: file(), offset, expected, found };
     let (expected, previous) = match (before, start) {
         (Some(t), _) => (t.anchor.sequence + 1, Some(t.anchor.hash)),
-        (None, Start::Genesis(hash)) => (1, Some(*hash)),
+        (None, Start::Chain(s)) => (s.sequence, Some(s.previous)),
         (None, Start::Anchor(a)) if found == a.sequence && parsed.hash != a.hash => {
             return Err(AuditError::Anchor { segment: file(), sequence: found });
         }
@@ -286,18 +271,31 @@ pub(crate) fn append(
     Ok(new)
 }
 
-/// Writes the first record of a new HSM.
+/// Writes the first records of a chain to a new segment.
 pub(crate) fn begin(
     store: &dyn Store,
     key: &AuditKey,
-    genesis: [u8; 32],
+    start: &LogStart,
     boots: u32,
     entries: &[Entry],
 ) -> Result<Anchor, AuditError> {
-    let none = Anchor { segment: 1, offset: 0, sequence: 0, hash: genesis };
-    let (bytes, tail) = encode_all(Some(key), &none, boots, entries, 1, 0)?;
-    store.log_append(&segment_name(1)?, 0, &bytes)?;
+    let before =
+        Anchor { segment: start.segment, offset: 0, sequence: start.sequence - 1, hash: start.previous };
+    let (bytes, tail) = encode_all(Some(key), &before, boots, entries, start.segment, 0)?;
+    store.log_append(&segment_name(start.segment)?, 0, &bytes)?;
     Ok(tail.anchor)
+}
+
+/// Where a chain goes on that cannot be read any more: in a segment that does not exist yet, after the last record the
+/// root knows.
+pub(crate) fn restart(store: &dyn Store, anchor: &Anchor) -> Result<LogStart, AuditError> {
+    let last = match last_segment(store) {
+        Ok(last) => last.max(anchor.segment),
+        Err(AuditError::Missing { .. }) => anchor.segment,
+        Err(e) => return Err(e),
+    };
+    let segment = last + 1;
+    Ok(LogStart { segment, sequence: anchor.sequence + 1, previous: anchor.hash })
 }
 
 fn encode_all(
@@ -331,7 +329,7 @@ fn encode_all(
 /// Checks the whole log; with a key and the root's anchor also who wrote it and that its end is there.
 pub(crate) fn verify(
     store: &dyn Store,
-    genesis: [u8; 32],
+    start: LogStart,
     keyed: Option<(&AuditKey, Anchor)>,
     until: Snapshot,
     visit: &mut dyn FnMut(&Record),
@@ -345,8 +343,8 @@ pub(crate) fn verify(
         }
         visit(r);
     };
-    let start = Start::Genesis(genesis);
-    let tail = walk(store, keyed.map(|(key, _)| key), &start, Some(until), &mut observe)?;
+    let key = keyed.map(|(key, _)| key);
+    let tail = walk(store, key, &Start::Chain(start), Some(until), &mut observe)?;
     let segment = file_name(tail.segment);
     if let Some((key, anchor)) = keyed {
         if tail.anchor.sequence < anchor.sequence {
@@ -362,8 +360,11 @@ pub(crate) fn verify(
         return Err(AuditError::Torn { segment, bytes: tail.torn });
     }
     Ok(AuditReport {
-        records: tail.anchor.sequence,
-        segments: tail.segment,
+        first_sequence: start.sequence,
+        last_sequence: tail.anchor.sequence,
+        records: tail.anchor.sequence + 1 - start.sequence,
+        segments: tail.segment + 1 - start.segment,
+        set_aside: start.segment - 1,
         first: first.unwrap_or(last),
         last,
         boots: tail.boots,

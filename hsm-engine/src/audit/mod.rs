@@ -17,6 +17,11 @@
 //! A change is logged before it is made. After a crash in between the log has a record of a change that did not happen;
 //! there is never a change without a record.
 //!
+//! # After damage
+//! A log whose end cannot be read lets nobody log in, as nothing could be logged. A crypto officer can then
+//! [restart](crate::Hsm::restart_audit) it: the damaged files stay as they are, the chain goes on in a new one after the
+//! last record that the root knows, and its first record says who did that and why.
+//!
 //! # Aggregation
 //! Wraps and unwraps are counted in the session and logged as one record when it closes (or drops), so that readers never
 //! wait for the log. A killed process loses its counts; its login without a logout shows that.
@@ -30,7 +35,7 @@ use crate::store::StoreError;
 use crate::time::Timestamp;
 
 pub use event::{Event, Outcome, Usage};
-pub(crate) use log::{Entry, Snapshot, Start, Tail, append, begin, tail_without_key, verify, walk};
+pub(crate) use log::{Entry, Snapshot, Start, Tail, append, begin, restart, tail_without_key, verify, walk};
 pub use record::Record;
 pub(crate) use record::{AuditKey, genesis};
 
@@ -38,10 +43,16 @@ pub(crate) use record::{AuditKey, genesis};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditReport {
-    /// Number of records; also the last sequence number.
+    /// Number of the first record: 1, or where an officer restarted the log after damage.
+    pub first_sequence: u64,
+    /// Number of the last record.
+    pub last_sequence: u64,
+    /// Number of records.
     pub records: u64,
     /// Number of files they are in.
     pub segments: u32,
+    /// Number of files before those, set aside when the log was restarted; 0 if it never was.
+    pub set_aside: u32,
     /// Time of the first record.
     pub first: Timestamp,
     /// Time of the last record.
@@ -144,6 +155,9 @@ pub enum AuditError {
         /// Number of bytes.
         bytes: u64,
     },
+    /// A restart was asked for, but the log is whole.
+    #[error("audit log: it is whole; only a damaged log can be restarted")]
+    Whole,
     /// A record is too long to be written.
     #[error("audit log: a record of {len} bytes is longer than {max}")]
     TooLong {
@@ -155,10 +169,21 @@ pub enum AuditError {
 }
 
 impl AuditError {
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::Torn { .. } => "",
+            _ if self.kind() == ErrorKind::Damaged => {
+                "; if users cannot log in, the crypto officer can go on without this part: `tde hsm audit restart`"
+            }
+            _ => "",
+        }
+    }
+
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Self::Store(_) => ErrorKind::HsmAway,
-            Self::TooLong { .. } => ErrorKind::Usage,
+            Self::TooLong { .. } | Self::Whole => ErrorKind::Usage,
             _ => ErrorKind::Damaged,
         }
     }

@@ -20,7 +20,7 @@ use secret_mem::{LockedBox, SecretBytes};
 use sha2::{Digest as _, Sha256};
 
 use super::{Event, Outcome};
-use crate::format;
+use crate::format::{self, records::LogStart};
 use crate::time::Timestamp;
 
 const VERSION: u8 = 1;
@@ -96,9 +96,10 @@ impl AuditKey {
     }
 }
 
-/// What the first record names as the hash of the one before.
-pub(crate) fn genesis(hsm_id: &[u8; 16]) -> [u8; 32] {
-    Sha256::new().chain_update(GENESIS_LABEL).chain_update(hsm_id).finalize().into()
+/// Where the chain of a new HSM begins.
+pub(crate) fn genesis(hsm_id: &[u8; 16]) -> LogStart {
+    let previous = Sha256::new().chain_update(GENESIS_LABEL).chain_update(hsm_id).finalize().into();
+    LogStart { segment: 1, sequence: 1, previous }
 }
 
 impl Record {
@@ -255,6 +256,7 @@ mod tests {
             Event::MasterKeyRotated { id: [0; 16], label: label(), version: 0 },
             Event::CounterForgotten { name: name(), value: 0 },
             Event::TailDropped { bytes: 0 },
+            Event::LogRestarted { damage: name() },
         ];
         for (event, number) in events.iter().zip(0_u32..) {
             assert_eq!(format::encode(event).unwrap()[..4], number.to_le_bytes(), "{}", event.name());

@@ -61,6 +61,7 @@ pub(crate) struct Root {
     pub(crate) boots: u32,
     /// The kernel's boot id at the last login.
     pub(crate) boot_id: [u8; 16],
+    pub(crate) log_start: LogStart,
     pub(crate) anchor: Anchor,
 }
 
@@ -77,6 +78,16 @@ pub(crate) struct KeyEntry {
     pub(crate) id: [u8; 16],
     pub(crate) label: String,
     pub(crate) revision: u64,
+}
+
+/// Where the audit log begins: with the HSM, or where an officer restarted it after damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct LogStart {
+    pub(crate) segment: u32,
+    /// Sequence of the first record.
+    pub(crate) sequence: u64,
+    /// What the first record names as the hash of the one before.
+    pub(crate) previous: [u8; 32],
 }
 
 /// Where the audit log ended when the root was written.
@@ -192,6 +203,7 @@ mod tests {
             counters: 4,
             boots: 5,
             boot_id: [0x33; 16],
+            log_start: LogStart { segment: 9, sequence: 10, previous: [0x77; 32] },
             anchor: Anchor { segment: 6, offset: 7, sequence: 8, hash: [0x44; 32] },
         };
         let want = [
@@ -202,6 +214,8 @@ mod tests {
             "0100000000000000 6b 0300000000000000",
             "0400000000000000 05000000",
             &"33".repeat(16),
+            "09000000 0a00000000000000",
+            &"77".repeat(32),
             "06000000 0700000000000000 0800000000000000",
             &"44".repeat(32),
         ];

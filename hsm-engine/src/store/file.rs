@@ -193,14 +193,11 @@ impl Store for FileStore {
     }
 
     fn list(&self) -> Result<Vec<ObjectName>, StoreError> {
-        let mut names: Vec<_> = self
-            .names()?
-            .iter()
-            .filter_map(|n| n.strip_suffix(".obj"))
-            .filter_map(|n| ObjectName::new(n).ok())
-            .collect();
-        names.sort();
-        Ok(names)
+        self.names_ending(".obj")
+    }
+
+    fn logs(&self) -> Result<Vec<ObjectName>, StoreError> {
+        self.names_ending(".log")
     }
 
     fn log_len(&self, name: &ObjectName) -> Result<Option<u64>, StoreError> {
@@ -284,6 +281,15 @@ impl FileStore {
                 names.push(name.into_owned());
             }
         }
+        Ok(names)
+    }
+
+    /// Names of everything of one kind, sorted.
+    fn names_ending(&self, suffix: &str) -> Result<Vec<ObjectName>, StoreError> {
+        let names = self.names()?;
+        let names = names.iter().filter_map(|n| n.strip_suffix(suffix));
+        let mut names: Vec<_> = names.filter_map(|n| ObjectName::new(n).ok()).collect();
+        names.sort();
         Ok(names)
     }
 }

@@ -65,6 +65,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
     /// Names of all objects, sorted.
     fn list(&self) -> Result<Vec<ObjectName>, StoreError>;
+    /// Names of all logs, sorted.
+    fn logs(&self) -> Result<Vec<ObjectName>, StoreError>;
     /// Length of a log in bytes; `None` if there is none.
     fn log_len(&self, name: &ObjectName) -> Result<Option<u64>, StoreError>;
     /// Bytes of a log from `from` to its end.

@@ -254,6 +254,57 @@ fn a_damaged_record_in_the_middle_is_never_dropped() {
     }
 }
 
+/// The officer's way out when rot in the log keeps everybody from logging in.
+#[test]
+fn an_officer_restarts_a_damaged_log_and_the_damage_stays_on_record() {
+    let f = eventful();
+    let pin = crate::support::pin;
+    let restart = |user: &str, text: &str| f.hsm().restart_audit(user, &pin(text));
+    assert!(matches!(restart("officer", OFFICER_PIN), Err(HsmError::Audit(AuditError::Whole))));
+    let last = f.user().verify_audit(&mut |_| {}).unwrap().last_sequence;
+    type Damage = fn(&Fixture);
+    let damages: [Damage; 3] = [
+        |f| {
+            let mut log = f.files()[LOG].clone();
+            let n = log.len();
+            log[n - 20] ^= 1;
+            f.write(LOG, &log);
+        },
+        |f| f.write(LOG, b""),
+        |f| std::fs::remove_file(f.path(LOG)).unwrap(),
+    ];
+    let files = f.files();
+    for damage in damages {
+        damage(&f);
+        let damaged = f.files().get(LOG).cloned();
+        assert!(matches!(f.login("user", USER_PIN), Err(HsmError::Audit(_))));
+        assert!(matches!(restart("user", USER_PIN), Err(HsmError::NotAllowed { .. })));
+        restart("officer", OFFICER_PIN).unwrap();
+        assert_eq!(f.files().get(LOG).cloned(), damaged);
+        let mut records = Vec::new();
+        let report = f.user().verify_audit(&mut |r| records.push(r.clone())).unwrap();
+        assert_eq!((report.first_sequence, report.set_aside), (last + 2, 1));
+        match &records[0].event {
+            Event::LogRestarted { damage } => assert!(damage.contains(LOG), "{damage}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(records[0].user, "officer");
+        assert!(matches!(restart("officer", OFFICER_PIN), Err(HsmError::Audit(AuditError::Whole))));
+        f.check_everything_but_the_old_log();
+        f.restore(&files);
+    }
+}
+
+impl Fixture {
+    fn check_everything_but_the_old_log(&self) {
+        let user = self.user();
+        user.verify_store().unwrap();
+        assert!(self.login("officer", WRONG_PIN).is_err());
+        user.verify_audit(&mut |_| {}).unwrap();
+        self.hsm().status().unwrap().audit.unwrap();
+    }
+}
+
 #[test]
 fn the_log_goes_on_in_further_segments() {
     let f = Fixture::new();
@@ -270,7 +321,14 @@ fn the_log_goes_on_in_further_segments() {
     assert_eq!(f.hsm().status().unwrap().audit.unwrap(), report.records);
     let files = f.files();
     std::fs::remove_file(f.path("audit.00000002.log")).unwrap();
-    assert!(user.verify_audit(&mut |_| {}).is_err());
+    for verdict in [user.verify_audit(&mut |_| {}), f.hsm().verify_audit(&mut |_| {})] {
+        match verdict {
+            Err(HsmError::Audit(AuditError::Missing { segment })) => {
+                assert_eq!(segment, "audit.00000002.log")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
     f.restore(&files);
     f.user().verify_audit(&mut |_| {}).unwrap();
 }

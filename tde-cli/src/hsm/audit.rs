@@ -7,7 +7,7 @@ use hsm_engine::audit::{AuditReport, Record};
 use hsm_engine::{ErrorKind, HsmError};
 use serde::Serialize;
 
-use super::options::{Result, StoreArgs, UserArgs};
+use super::options::{OfficerArgs, Result, StoreArgs, UserArgs};
 use crate::output::{Output, facts, lines, table, with_causes};
 use crate::{CliResult, Outcome};
 
@@ -17,6 +17,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Show the audit log
     Show(ShowArgs),
+    /// As the crypto officer, let a log that is damaged begin anew, so that users can log in again
+    Restart(RestartArgs),
 }
 
 #[derive(Args, Debug)]
@@ -38,11 +40,34 @@ pub(crate) struct ShowArgs {
     last: Option<usize>,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct RestartArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    officer: OfficerArgs,
+}
+
 pub(super) fn run(command: &Command, output: &Output) -> CliResult {
     match command {
         Command::Verify(args) => verify(args, output),
         Command::Show(args) => show(args, output),
+        Command::Restart(args) => restart(args, output),
     }
+}
+
+#[derive(Serialize)]
+struct Restarted {
+    restarted: bool,
+}
+
+fn restart(args: &RestartArgs, output: &Output) -> CliResult {
+    let hsm = args.store.open()?;
+    hsm.restart_audit(args.officer.name(), &args.officer.pin()?)?;
+    output.show(&Restarted { restarted: true }, |_| {
+        "The audit log goes on in a new file. The damaged one was left as it is, for whoever looks into it.".into()
+    })?;
+    Ok(Outcome::Good)
 }
 
 #[derive(Serialize)]
@@ -52,6 +77,8 @@ struct Verdict {
     authenticated: bool,
     records: Option<u64>,
     segments: Option<u32>,
+    /// Files before those, set aside when a damaged log was restarted.
+    set_aside: Option<u32>,
     first: Option<String>,
     last: Option<String>,
     boots: Option<u32>,
@@ -95,6 +122,7 @@ impl Verdict {
             authenticated: report.authenticated,
             records: Some(report.records),
             segments: Some(report.segments),
+            set_aside: Some(report.set_aside),
             first: Some(report.first.to_string()),
             last: Some(report.last.to_string()),
             boots: Some(report.boots),
@@ -109,6 +137,7 @@ impl Verdict {
             authenticated: false,
             records: None,
             segments: None,
+            set_aside: None,
             first: None,
             last: None,
             boots: None,
@@ -135,6 +164,11 @@ fn human(v: &Verdict) -> String {
     } else {
         "\nOK   The chain is whole. Who wrote it and whether its end is there needs a PIN: give --pin-file.\n"
     });
+    if let Some(n) = v.set_aside.filter(|n| *n > 0) {
+        out.push_str(&format!(
+            "     {n} older files were set aside when the log was restarted after damage.\n"
+        ));
+    }
     if let Some(n) = v.unvouched.filter(|n| *n > 0) {
         out.push_str(&format!("     The last {n} (failed logins) will be vouched for by the next login.\n"));
     }

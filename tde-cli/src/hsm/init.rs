@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use hsm_engine::store::StoreError;
-use hsm_engine::{DEFAULT_KEY, DEFAULT_USER, Hsm, HsmError, Initialize, Pin};
+use hsm_engine::{DEFAULT_KEY, DEFAULT_USER, Hsm, HsmError, Initialize, Pin, SoftUri};
 use serde::Serialize;
 
 use super::options::{NewPin, Result, StoreArgs, new_pin, warn_if_beside};
@@ -71,8 +71,7 @@ pub(super) fn run(args: &Args, output: &Output) -> CliResult {
 
     let made = Made {
         store: hsm.location(),
-        uri: hsm_engine::SoftUri { key: args.label.clone(), ..hsm_engine::SoftUri::new(&uri.dir) }
-            .to_string(),
+        uri: SoftUri { key: args.label.clone(), ..SoftUri::new(std::path::absolute(&uri.dir)?) }.to_string(),
         id: hsm.id().to_string(),
         name: hsm.label().into(),
         officer: init.officer.into(),

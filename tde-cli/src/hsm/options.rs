@@ -88,9 +88,16 @@ pub(super) struct OfficerArgs {
 }
 
 impl OfficerArgs {
+    pub(super) fn name(&self) -> &str {
+        &self.officer
+    }
+
+    pub(super) fn pin(&self) -> Result<Pin> {
+        pin_or_ask(self.officer_pin_file.as_deref(), &self.officer)
+    }
+
     pub(super) fn login(&self, hsm: &Hsm) -> Result<Session> {
-        let pin = pin_or_ask(self.officer_pin_file.as_deref(), &self.officer)?;
-        Ok(hsm.login(&self.officer, &pin)?)
+        Ok(hsm.login(&self.officer, &self.pin()?)?)
     }
 }
 
