@@ -39,8 +39,6 @@ const OBJECTS: &str = "
     CREATE TABLE toasted (id int, big text);
     ALTER TABLE toasted ALTER big SET STORAGE EXTERNAL;
     INSERT INTO toasted SELECT i, repeat('canary-toast-' || i, 800) FROM generate_series(1, 20) i;
-    CREATE SEQUENCE seq START 1234567890123456789;
-    SELECT nextval('seq');
     CREATE UNLOGGED TABLE loose (id int, secret text);
     CREATE INDEX i_loose ON loose (secret);
     CREATE INDEX i_loose_gist ON loose USING spgist (secret);
@@ -80,7 +78,6 @@ fn canaries() -> Vec<Canary> {
             "",
             "canary-toast-17",
         ),
-        canary("seq", "", 1_234_567_890_123_456_789_i64.to_le_bytes()),
         canary("loose", "", "canary-loose-17"),
         canary("i_loose", "_init", btree_magic),
         canary("i_loose_gist", "_init", spgist_magic),
@@ -108,8 +105,18 @@ fn no_known_plaintext_in_any_file_of_an_encrypted_tablespace() {
     // A hash index holds hash codes only, each as a datum of eight bytes.
     let code = cluster.int("SELECT hashtext('canary-row-17')") as u32;
     canaries.push(canary("i_hash", "", [code.to_le_bytes(), [0; 4]].concat()));
-    cluster.run("CREATE DATABASE inside TABLESPACE secure STRATEGY wal_log");
-    cluster.connect("inside").run("CREATE TABLE canary_catalog_entry (secret text); INSERT INTO canary_catalog_entry VALUES ('canary-inside')");
+    // Sequences and catalogs follow the default tablespace of their database.
+    for (database, tablespace) in [("outside", "clear"), ("inside", "secure")] {
+        cluster.run(&format!("CREATE DATABASE {database} TABLESPACE {tablespace} STRATEGY wal_log"));
+        cluster.connect(database).run(
+            "CREATE SEQUENCE seq START 1234567890123456789;
+             SELECT nextval('seq');
+             CREATE UNLOGGED SEQUENCE loose_seq START 1234567890123456789;
+             CREATE TABLE canary_catalog_entry (secret text);
+             INSERT INTO canary_catalog_entry SELECT 'canary-inside-' || i FROM generate_series(1, 100) i;
+             ANALYZE",
+        );
+    }
 
     cluster.run("CHECKPOINT");
     // A checkpoint leaves the pages of unlogged relations in the buffers, unless it is that of a shutdown.
@@ -138,16 +145,20 @@ fn check(cluster: &Cluster, canaries: &[Canary], clear: &Path, secure: &Path, wh
         assert!(encrypted.len() >= PAGE_SIZE, "{when}: {} {} is empty", c.relation, c.fork);
         assert!(!files::contains(&encrypted, &c.needle), "{when}: plaintext in {} {}", c.relation, c.fork);
     }
+    let number = 1_234_567_890_123_456_789_i64.to_le_bytes();
+    let sequences = |dir| files::files_with(dir, &number).len();
+    assert!(sequences(clear) >= 2, "{when}: sequence and init fork of the unlogged one");
+    assert_eq!(sequences(secure), 0, "{when}: a sequence in clear");
     assert!(!files::files_with(clear, b"canary").is_empty());
     assert_eq!(files::files_with(secure, b"canary"), Vec::<PathBuf>::new(), "{when}");
     assert_eq!(files::files_with(secure, b"pg_catalog"), Vec::<PathBuf>::new(), "{when}: catalog pages");
 
     let mut structured = (0, 0);
-    for path in relation_files(clear) {
+    for path in files::relation_files(clear) {
         structured.0 += files::pages(&path).iter().filter(|p| files::looks_random(p)).count();
     }
     assert_eq!(structured.0, 0, "{when}: a plain page looks random to this test");
-    for path in relation_files(secure) {
+    for path in files::relation_files(secure) {
         for (block, page) in files::pages(&path).iter().enumerate() {
             if page.iter().any(|b| *b != 0) {
                 assert!(files::looks_random(page), "{when}: {} block {block} has structure", path.display());
@@ -165,11 +176,4 @@ fn file(cluster: &Cluster, schema: &str, c: &Canary) -> PathBuf {
         if c.relation.starts_with('(') { c.relation.to_owned() } else { format!("'{}'", c.relation) };
     let path = sql.text(&format!("SELECT pg_relation_filepath({relation}::regclass)"));
     cluster.data().join(format!("{path}{}", c.fork))
-}
-
-/// Files that hold relation pages: a database's PG_VERSION, relation map and relation-cache file hold none.
-fn relation_files(dir: &Path) -> Vec<PathBuf> {
-    let starts_with_digit =
-        |p: &PathBuf| p.file_name().unwrap().to_str().unwrap().starts_with(|c: char| c.is_ascii_digit());
-    files::files_below(dir).into_iter().filter(starts_with_digit).collect()
 }

@@ -143,7 +143,8 @@ fn a_dropped_tablespace_retires_its_key_and_its_name_can_be_used_again() {
         files::contains(&std::fs::read(cluster.file_of("b")).unwrap(), b"canary-b-17"),
         "a plain tablespace again"
     );
-    cluster.run("DROP TABLE b; SELECT tde.encrypt_tablespace('secure')");
+    cluster.run("DROP TABLE b");
+    cluster.run("SELECT tde.encrypt_tablespace('secure')");
     fill(&cluster, "c", "secure");
     let c = checksum(&cluster, "c");
     cluster.crash_and_recover();

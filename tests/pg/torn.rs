@@ -3,18 +3,21 @@
 //! Nothing is simulated but the tear itself. The pages of a completed checkpoint are kept, the relation is changed, its
 //! dirty pages are pushed out by reading another relation over the small buffer pool, the server is killed, and of every
 //! block that changed one half is put back. Recovery then has to repair each of them from WAL or from the
-//! double-write file.
+//! double-write file. All of it happens in a database whose catalogs lie in the same tablespace, so that their pages are
+//! torn as well.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use page_cipher::pg::Page;
-use tde_tests::files::{OldHalf, files_below, pages, tear};
+use tde_tests::files::{OldHalf, pages, relation_files, tear};
 use tde_tests::{Cluster, plain_mode};
+
+const DATABASE: &str = "inside";
 
 /// What to build, change and ask for one access method.
 struct Scenario {
-    /// Creates table `t` (and its index) in the default tablespace.
+    /// Creates table `t` (and its index) in the database's tablespace.
     setup: &'static [&'static str],
     /// Changes it after the checkpoint.
     change: &'static [&'static str],
@@ -36,22 +39,22 @@ fn run(scenario: &Scenario) {
         .conf("full_page_writes", "on")
         .start();
     let dir = cluster.encrypted_tablespace("secure");
-    cluster.run("CREATE EXTENSION bloom; CREATE EXTENSION amcheck");
-    cluster.run("ALTER SYSTEM SET default_tablespace = 'secure'");
-    cluster.run("SELECT pg_reload_conf()");
+    cluster.run(&format!("CREATE DATABASE {DATABASE} TABLESPACE secure STRATEGY wal_log"));
+    let extensions = if cluster.has_tde() { "CREATE EXTENSION pg_tde;" } else { "" };
+    cluster.connect(DATABASE).run(&format!("{extensions} CREATE EXTENSION bloom; CREATE EXTENSION amcheck"));
     cluster.evict_buffers();
 
     for old in [OldHalf::Second, OldHalf::First] {
-        cluster.run("DROP TABLE IF EXISTS t");
+        cluster.connect(DATABASE).run("DROP TABLE IF EXISTS t");
         each(&cluster, scenario.setup);
         cluster.run("CHECKPOINT");
         let before: BTreeMap<PathBuf, Vec<Page>> =
-            files_below(&dir).into_iter().map(|path| (path.clone(), pages(&path))).collect();
+            relation_files(&dir).into_iter().map(|path| (path.clone(), pages(&path))).collect();
 
         each(&cluster, scenario.change);
         let expected = answers(&cluster, scenario.ask);
         cluster.evict_buffers();
-        let victim = cluster.file_of(scenario.must_tear).canonicalize().unwrap();
+        let victim = cluster.file_in(DATABASE, scenario.must_tear).canonicalize().unwrap();
         cluster.crash();
 
         let mut torn = BTreeMap::new();
@@ -77,7 +80,7 @@ fn run(scenario: &Scenario) {
 }
 
 fn each(cluster: &Cluster, statements: &[&str]) {
-    let mut sql = cluster.connect("postgres");
+    let mut sql = cluster.connect(DATABASE);
     for statement in statements {
         sql.run(statement);
     }
@@ -85,7 +88,7 @@ fn each(cluster: &Cluster, statements: &[&str]) {
 
 /// The answer through the index and the answer of a sequential scan, which must agree.
 fn answers(cluster: &Cluster, ask: &str) -> Vec<Vec<String>> {
-    let mut sql = cluster.connect("postgres");
+    let mut sql = cluster.connect(DATABASE);
     sql.run("SET enable_indexscan = off; SET enable_indexonlyscan = off; SET enable_bitmapscan = off");
     let by_scan = sql.rows(ask);
     sql.run("RESET ALL; SET enable_seqscan = off");
@@ -94,7 +97,7 @@ fn answers(cluster: &Cluster, ask: &str) -> Vec<Vec<String>> {
 }
 
 fn check_structure(cluster: &Cluster) {
-    cluster.tool_output("pg_amcheck", &["--heapallindexed", "-d", "postgres", "-t", "t"]);
+    cluster.tool_output("pg_amcheck", &["--heapallindexed", "-d", DATABASE]);
     if cluster.has_tde() {
         let damaged = cluster.rows("SELECT * FROM tde.verify_tablespace('secure') WHERE damaged > 0");
         assert!(damaged.is_empty(), "{damaged:?}");

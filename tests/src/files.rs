@@ -25,6 +25,15 @@ pub fn files_below(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The files below `dir` that hold relation pages: not a database's PG_VERSION, relation map or relation-cache file.
+pub fn relation_files(dir: &Path) -> Vec<PathBuf> {
+    let named_like_one = |path: &PathBuf| {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
+        name.trim_start_matches('t').starts_with(|c: char| c.is_ascii_digit())
+    };
+    files_below(dir).into_iter().filter(named_like_one).collect()
+}
+
 /// Whether `needle` occurs in `hay`.
 pub fn contains(hay: &[u8], needle: &[u8]) -> bool {
     let Some((&first, rest)) = needle.split_first() else { return true };
