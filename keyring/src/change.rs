@@ -10,14 +10,16 @@ use crate::master::{MasterKey, WrappedKey};
 use crate::scope::{DekState, DekVersion, NewScope, Scope, ScopeKind, StateChange, TablespaceState};
 use crate::seal::key_check;
 use crate::store::WriteLock;
+use crate::sum::Sum;
 use crate::unlocked::{Dek, Unlocked};
 
 impl Unlocked {
     /// Makes a line with a first data key. When it returns, the record is durable and data may be written
     /// under the key.
     ///
-    /// An error from the HSM after the record became durable leaves a line without history that nothing
-    /// was written under; calling again makes another.
+    /// A cluster's line without an initial state is a draft: whatever fails before its first state is set (the
+    /// HSM, the server, the WAL) leaves a line that nothing was written under, that other nodes need not have, and
+    /// beside which another may be made.
     pub fn add_scope(&self, new: NewScope, master: &dyn MasterKey) -> Result<(Scope, Dek)> {
         let (dek, wrapped) = self.generate(master)?;
         let lock = self.store.lock()?;
@@ -41,7 +43,7 @@ impl Unlocked {
             history: new.initial.into_iter().collect(),
         };
         let facts = RootFacts { next_line: LineNumber(line.0 + 1), ..root.facts.clone() };
-        let generation = self.commit(&lock, Root { facts, ..root }, &scope)?;
+        let generation = self.commit(&lock, Root { facts, ..root }, None, &scope)?;
         drop(lock);
         self.raise_generation(master, generation)?;
         Ok((scope, dek))
@@ -148,24 +150,29 @@ impl Unlocked {
     fn change(&self, line: LineNumber, edit: impl FnOnce(&mut Scope) -> Result<()>) -> Result<(Scope, u64)> {
         let lock = self.store.lock()?;
         let root = self.root()?;
-        let mut scope = self.scope(line)?;
+        let before = self.scope(line)?;
+        let mut scope = before.clone();
         edit(&mut scope)?;
         scope.record_version += 1;
-        let generation = self.commit(&lock, root, &scope)?;
+        let generation = self.commit(&lock, root, Some(&before), &scope)?;
         Ok((scope, generation))
     }
 
-    /// Seals and commits `scope` and `root`, whose sum still counts the record's last version.
-    fn commit(&self, lock: &WriteLock, root: Root, scope: &Scope) -> Result<u64> {
+    /// Seals and commits `scope` and the root, which counts `before` so far.
+    fn commit(&self, lock: &WriteLock, root: Root, before: Option<&Scope>, scope: &Scope) -> Result<u64> {
         let Root { mut facts, wrapped, .. } = root;
-        let (line, version) = (scope.line, scope.record_version);
         facts.generation += 1;
-        facts.sum =
-            facts.sum.minus(self.sum_key.term(line, version - 1)).plus(self.sum_key.term(line, version));
+        let before = before.map_or(Sum::default(), |before| self.term(before));
+        facts.sum = facts.sum.minus(before).plus(self.term(scope));
+        match (facts.drafts.binary_search(&scope.line), scope.is_draft()) {
+            (Ok(index), false) => drop(facts.drafts.remove(index)),
+            (Err(index), true) => facts.drafts.insert(index, scope.line),
+            _ => {}
+        }
         let generation = facts.generation;
         let record = LineRecord::seal(scope, &self.seal)?.to_bytes()?;
         let root = Root::sealed(facts, wrapped, &self.seal)?.to_bytes()?;
-        self.store.commit(lock, line, &record, &root)?;
+        self.store.commit(lock, scope.line, &record, &root)?;
         Ok(generation)
     }
 
@@ -198,8 +205,7 @@ impl Unlocked {
         }
     }
 
-    /// One live line per tablespace and per WAL. A line without history does not count: it was made, but
-    /// never used. SQLite files are not compared: there may be a hundred thousand, and their ids are random.
+    /// One live line per tablespace and per WAL. Drafts do not count. SQLite files are not compared: there may be a hundred thousand, and their ids are random.
     fn refuse_duplicate(&self, kind: &ScopeKind) -> Result<()> {
         let same = |other: &ScopeKind| match (kind, other) {
             (ScopeKind::PgTablespace { oid, .. }, ScopeKind::PgTablespace { oid: other, .. }) => oid == other,

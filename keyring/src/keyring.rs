@@ -102,6 +102,7 @@ impl Keyring {
             next_line: LineNumber(1),
             sum: Sum::default(),
             key_check: key_check(&keyring_key, keyring, KEYRING_KEY.0, KEYRING_KEY.1),
+            drafts: Vec::new(),
         };
         let root = Root::sealed(facts, wrapped, &seal)?;
         store.replace_root(&lock, &root.to_bytes()?)?;

@@ -199,6 +199,12 @@ impl Scope {
         before.map_or(TablespaceState::Plain, |change| change.state)
     }
 
+    /// Whether the line was made but never put to use: nothing is encrypted under its keys. Every line of a
+    /// cluster begins so, until its first state is set; lines of single files are in use at once.
+    pub fn is_draft(&self) -> bool {
+        !matches!(self.kind, ScopeKind::SqliteFile { .. }) && self.history.is_empty()
+    }
+
     /// The lowest master-key version any of its keys is wrapped under.
     pub fn oldest_master_version(&self) -> Option<u32> {
         self.versions.iter().filter_map(DekVersion::master_version).min()
@@ -219,7 +225,7 @@ pub struct NewScope {
     pub kind: ScopeKind,
     /// How its data will be encrypted.
     pub cipher: CipherId,
-    /// First state, when its WAL position is known already; usually it is logged afterwards
-    /// (`Unlocked::set_state`).
+    /// First state, when its WAL position is known already. Without it the line of a cluster is a draft until
+    /// `Unlocked::set_state`.
     pub initial: Option<StateChange>,
 }

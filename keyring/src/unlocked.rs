@@ -19,7 +19,7 @@ use crate::sum::{Sum, SumKey};
 /// A data key in clear, in locked memory.
 pub type Dek = SecretBytes<32>;
 
-/// Records found, and lines that the root counts but that have none (yet).
+/// Records found, and lines in use by the root's account that have none (yet).
 #[derive(Clone, Debug)]
 pub struct Survey {
     /// Every record, by line.
@@ -104,11 +104,10 @@ impl Unlocked {
     /// have gaps until its log has been replayed.
     pub fn survey(&self) -> Result<Survey> {
         // The root first: what it counts is there already.
-        let next = self.root()?.facts.next_line.0;
+        let facts = self.root()?.facts;
         let lines = self.store.lines()?;
         let scopes: Result<Vec<_>> = lines.iter().map(|line| self.scope(*line)).collect();
-        let missing = (1..next).map(LineNumber).filter(|line| lines.binary_search(line).is_err());
-        Ok(Survey { scopes: scopes?, missing: missing.collect() })
+        Ok(Survey { scopes: scopes?, missing: missing_lines(&facts, &lines) })
     }
 
     /// One scope; reads one file.
@@ -174,15 +173,21 @@ impl Unlocked {
     }
 
     fn adds_up(&self, expected: Sum, scopes: &[Scope]) -> bool {
-        let term = |scope: &Scope| self.sum_key.term(scope.line, scope.record_version);
-        let total = scopes.iter().map(term).fold(Sum::default(), Sum::plus);
+        let total = scopes.iter().map(|scope| self.term(scope)).fold(Sum::default(), Sum::plus);
         if total == expected {
             return true;
         }
+        // One record newer than the root: before, it was a version older, or a draft or absent.
         scopes.iter().any(|scope| {
+            let others = total.minus(self.term(scope));
             let before = self.sum_key.term(scope.line, scope.record_version - 1);
-            total.minus(term(scope)).plus(before) == expected
+            others == expected || others.plus(before) == expected
         })
+    }
+
+    /// What a record counts in the sum: a draft nothing, for nothing is lost with it.
+    pub(crate) fn term(&self, scope: &Scope) -> Sum {
+        if scope.is_draft() { Sum::default() } else { self.sum_key.term(scope.line, scope.record_version) }
     }
 
     /// The root as it is now, of this keyring and with a right seal.
@@ -254,6 +259,13 @@ impl fmt::Debug for Unlocked {
         let dir = self.store.dir();
         f.debug_struct("Unlocked").field("dir", &dir).field("keyring", &self.keyring).finish_non_exhaustive()
     }
+}
+
+/// Lines in use that have no record. A draft's absence is no loss: it never left the server that made it.
+pub(crate) fn missing_lines(facts: &RootFacts, lines: &[LineNumber]) -> Vec<LineNumber> {
+    let absent = |line: &LineNumber| lines.binary_search(line).is_err();
+    let in_use = |line: &LineNumber| facts.drafts.binary_search(line).is_err();
+    (1..facts.next_line.0).map(LineNumber).filter(|line| absent(line) && in_use(line)).collect()
 }
 
 fn newest_of(scopes: Vec<Scope>, wanted: u32) -> Option<Scope> {

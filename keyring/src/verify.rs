@@ -4,7 +4,7 @@ use crate::error::KeyringError;
 use crate::keyring::KeyringInfo;
 use crate::master::MasterKey;
 use crate::scope::DekState;
-use crate::unlocked::Unlocked;
+use crate::unlocked::{Unlocked, missing_lines};
 
 /// What a verification found.
 #[derive(Debug)]
@@ -40,10 +40,8 @@ impl Unlocked {
                 return report;
             }
         };
-        for line in (1..root.facts.next_line.0).map(crate::LineNumber) {
-            if lines.binary_search(&line).is_err() {
-                report.problems.push(self.no_record(line));
-            }
+        for line in missing_lines(&root.facts, &lines) {
+            report.problems.push(self.no_record(line));
         }
         for &line in &lines {
             match self.scope(line) {

@@ -3,7 +3,7 @@
 //! ```text
 //! facts    keyring id 16 | owner tag u32 (0 PostgreSQL cluster, then system identifier u64; 1 files)
 //!          | created u64 | master key id 16 | master key label (u64 length, UTF-8)
-//!          | generation u64 | next line u64 | sum 32 | key check 16
+//!          | generation u64 | next line u64 | sum 32 | key check 16 | u64 count, drafts: line u64
 //! wrapped  master-key version u32 | keyring key under AES-KW 40
 //! nonce    12
 //! tag      16: AES-256-GCM-SIV of nothing, AAD "TDEKROOT" | format version u16 | facts as above
@@ -41,6 +41,8 @@ pub(crate) struct RootFacts {
     pub(crate) next_line: LineNumber,
     pub(crate) sum: Sum,
     pub(crate) key_check: [u8; 16],
+    /// Lines that were never put to use, ascending: not in the sum, and not missed where they are missing.
+    pub(crate) drafts: Vec<LineNumber>,
 }
 
 /// The root as its file says.
@@ -71,6 +73,7 @@ struct Facts {
     next_line: u64,
     sum: [u8; 32],
     key_check: [u8; 16],
+    drafts: Vec<u64>,
 }
 
 #[derive(Encode, Decode)]
@@ -129,7 +132,8 @@ impl Root {
     pub(crate) fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
         let payload: Payload = unframe(FrameKind::Root, bytes).map_err(|error| error.at(path))?;
         let facts = payload.facts;
-        if facts.label.len() > MAX_LABEL || facts.next_line == 0 || facts.generation == 0 {
+        let ascending = facts.drafts.is_sorted_by(|one, next| one < next);
+        if facts.label.len() > MAX_LABEL || facts.next_line == 0 || facts.generation == 0 || !ascending {
             return Err(KeyringError::Damaged { path: path.into(), what: "its numbers make no sense" });
         }
         Ok(Self {
@@ -146,6 +150,7 @@ impl Root {
                 next_line: LineNumber(facts.next_line),
                 sum: Sum::from_bytes(facts.sum),
                 key_check: facts.key_check,
+                drafts: facts.drafts.into_iter().map(LineNumber).collect(),
             },
             wrapped: WrappedKey { version: payload.wrapped.master_version, bytes: payload.wrapped.bytes },
             nonce: payload.nonce,
@@ -168,6 +173,7 @@ fn facts_to_wire(facts: &RootFacts) -> Facts {
         next_line: facts.next_line.0,
         sum: facts.sum.to_bytes(),
         key_check: facts.key_check,
+        drafts: facts.drafts.iter().map(|line| line.0).collect(),
     }
 }
 

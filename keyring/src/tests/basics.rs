@@ -87,6 +87,7 @@ fn missing_wrong_destroyed_and_away_are_four_errors() {
     let refused = Keyring::open(dir.path()).unwrap().unlock(&other);
     assert!(matches!(refused, Err(KeyringError::OtherMasterKey { .. })), "{refused:?}");
 
+    keyring.set_state(line, state(10, TablespaceState::Encrypted)).unwrap();
     fs::remove_file(keyring.path_of(line)).unwrap();
     assert!(matches!(keyring.scope(line), Err(KeyringError::LineMissing { .. })));
     assert!(matches!(keyring.scopes(), Err(KeyringError::LineMissing { .. })), "never left out");
@@ -180,6 +181,30 @@ fn a_retired_tablespace_frees_its_oid_and_keeps_its_keys() {
     let (second, _) = keyring.add_scope(new, &master).unwrap();
     assert_eq!(keyring.find_pg_tablespace(16384).unwrap().unwrap().line, second.line);
     assert!(keyring.dek(first.line, KeyVersion(1), &master).unwrap().ct_eq(&dek));
+}
+
+#[test]
+fn a_line_that_was_never_put_to_use_is_not_missed() {
+    let dir = scratch();
+    let master = MemoryMaster::new();
+    let keyring = keyring_with(dir.path(), 3, &master);
+    keyring.set_state(LineNumber(2), state(10, TablespaceState::Encrypted)).unwrap();
+    assert!(keyring.scope(LineNumber(1)).unwrap().is_draft());
+    fs::remove_file(keyring.path_of(LineNumber(1))).unwrap();
+    assert_eq!(keyring.scopes().unwrap().len(), 2);
+    keyring.check_sum().unwrap();
+    assert!(keyring.verify(&master).problems.is_empty());
+    // A line that was put to use is missed, and stays so when it is plain again.
+    keyring.set_state(LineNumber(2), state(20, TablespaceState::Plain)).unwrap();
+    assert!(!keyring.scope(LineNumber(2)).unwrap().is_draft());
+    fs::remove_file(keyring.path_of(LineNumber(2))).unwrap();
+    assert!(matches!(keyring.scopes(), Err(KeyringError::LineMissing { line: LineNumber(2), .. })));
+    // So is one of a single file, which is in use at once.
+    let (files, ring) = (scratch(), Owner::Files);
+    let keyring = Keyring::create(files.path(), ring, &master).unwrap();
+    let (scope, _) = keyring.add_scope(sqlite(1), &master).unwrap();
+    fs::remove_file(keyring.path_of(scope.line)).unwrap();
+    assert!(matches!(keyring.scopes(), Err(KeyringError::LineMissing { .. })));
 }
 
 #[test]

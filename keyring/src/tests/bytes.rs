@@ -35,9 +35,10 @@ fn pinned_root() -> (Root, Seal) {
         master_key: MasterKeyId([0xAB; 16]),
         label: "master".into(),
         generation: 4,
-        next_line: LineNumber(2),
+        next_line: LineNumber(3),
         sum,
         key_check: key_check(&key, keyring_id(), KEYRING_KEY.0, KEYRING_KEY.1),
+        drafts: vec![LineNumber(2)],
     };
     let wrapped = WrappedKey { version: 7, bytes: [0xCD; 40] };
     (Root::sealed_with(facts, wrapped, &seal, [0x33; 12]).unwrap(), seal)

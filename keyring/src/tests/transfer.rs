@@ -38,13 +38,22 @@ fn a_standby_without_a_keyring_gets_the_primarys() {
 fn gaps_while_replaying_are_seen_but_do_not_stop_recovery() {
     let (primary, standby) = (scratch(), scratch());
     let master = MemoryMaster::new();
-    let keyring = keyring_with(primary.path(), 3, &master);
+    let keyring = keyring_with(primary.path(), 4, &master);
+    for line in 1..=3 {
+        keyring.set_state(LineNumber(line), state(10, TablespaceState::Encrypted)).unwrap();
+    }
     Keyring::import(standby.path(), &keyring.export(LineNumber(3)).unwrap()).unwrap();
+    // Line 4 was never put to use, so it never travels and is never missed.
     let there = open(standby.path(), &master).unwrap();
     let survey = there.survey().unwrap();
     assert_eq!((survey.scopes.len(), survey.missing), (1, vec![LineNumber(1), LineNumber(2)]));
     assert!(there.find_pg_tablespace_in_recovery(16386).unwrap().is_some());
     assert!(matches!(there.scopes(), Err(KeyringError::LineMissing { .. })));
+    for line in 1..=2 {
+        Keyring::import(standby.path(), &keyring.export(LineNumber(line)).unwrap()).unwrap();
+    }
+    assert_eq!(there.scopes().unwrap().len(), 3);
+    there.check_sum().unwrap();
 }
 
 #[test]
