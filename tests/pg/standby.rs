@@ -84,6 +84,8 @@ fn a_standby_follows_tablespaces_encrypted_before_and_after_it_was_built_and_tak
     }
     fill(&primary, "a", "after");
     churn(&primary, "a");
+    // A restartpoint of the standby writes what the primary's last checkpoint covers.
+    primary.run("CHECKPOINT");
     wait_for_replay(&primary, &standby);
     same(&primary, &standby, &["b", "m", "a"]);
     for table in ["b", "m", "a"] {
