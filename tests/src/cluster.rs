@@ -84,6 +84,7 @@ impl Builder {
             conf.push(("shared_preload_libraries".into(), "pg_tde".into()));
             conf.extend(hsm.settings());
             cluster.hsm = Some(hsm);
+            cluster.tde = true;
         }
         conf.extend(self.conf);
         for (name, value) in &conf {
@@ -110,6 +111,7 @@ pub struct Cluster {
     scratch: Scratch,
     data: PathBuf,
     hsm: Option<SoftHsm>,
+    tde: bool,
     server: Option<Child>,
     log_start: u64,
 }
@@ -135,7 +137,7 @@ impl Cluster {
         }
         root.own(scratch.path());
         let data = scratch.path().join("data");
-        Self { root, scratch, data, hsm: None, server: None, log_start: 0 }
+        Self { root, scratch, data, hsm: None, tde: false, server: None, log_start: 0 }
     }
 
     fn base_conf(socket_dir: &str) -> Vec<(String, String)> {
@@ -157,6 +159,7 @@ impl Cluster {
     /// folder of the standby's own; it shares the primary's HSM.
     pub fn standby_of(primary: &Self) -> Self {
         let mut standby = Self::folders(primary.root);
+        standby.tde = primary.tde;
         command_output(&mut standby.base_backup(primary, &["--write-recovery-conf", "--checkpoint=fast"]));
         standby.configure("unix_socket_directories", &standby.socket_dir());
         standby.configure("hot_standby", "on");
@@ -167,7 +170,8 @@ impl Cluster {
     /// A cluster restored from a stock `pg_basebackup` of `primary`, not started. `meanwhile` runs while the backup is
     /// under way; throttle it with `--max-rate` to make that certain.
     pub fn backup_of(primary: &Self, options: &[&str], meanwhile: impl FnOnce()) -> Self {
-        let backup = Self::folders(primary.root);
+        let mut backup = Self::folders(primary.root);
+        backup.tde = primary.tde;
         let mut child = backup.base_backup(primary, options).spawn().unwrap();
         let begin = Instant::now();
         let streaming =
@@ -207,14 +211,14 @@ impl Cluster {
         self.scratch.path()
     }
 
-    /// Its software HSM; panics without pg_tde.
+    /// Its software HSM; panics without pg_tde, and for a standby, which shares its primary's.
     pub fn hsm(&self) -> &SoftHsm {
         self.hsm.as_ref().expect("a cluster with pg_tde")
     }
 
     /// Whether it has pg_tde.
     pub fn has_tde(&self) -> bool {
-        self.hsm.is_some()
+        self.tde
     }
 
     /// The installed copy it runs from.
