@@ -124,8 +124,8 @@ impl FileStore {
     pub fn create(dir: &Path) -> Result<Self> {
         make_dir(dir)?;
         let store = Self::open(dir)?;
-        make_dir(&store.dir.join(LINES))?;
-        make_dir(&store.dir.join(TMP))?;
+        store.make_own_dir(&store.dir.join(LINES))?;
+        store.make_own_dir(&store.dir.join(TMP))?;
         sync_dir(&store.dir)?;
         if let Some(parent) = store.dir.parent() {
             sync_dir(parent)?;
@@ -167,12 +167,17 @@ impl FileStore {
         let lines = self.dir.join(LINES);
         let shard = lines.join(shard_name(line));
         if !shard.is_dir() {
-            make_dir(&shard)?;
-            let file = File::open(&shard).map_err(io_error("open", &shard))?;
-            self.give_to_owner(&file, &shard)?;
+            self.make_own_dir(&lines)?;
+            self.make_own_dir(&shard)?;
             sync_dir(&lines)?;
         }
         Ok(shard)
+    }
+
+    fn make_own_dir(&self, path: &Path) -> Result<()> {
+        make_dir(path)?;
+        let dir = File::open(path).map_err(io_error("open", path))?;
+        self.give_to_owner(&dir, path)
     }
 
     /// Mends what a crash left (see the table above). Called with the lock held.
@@ -181,7 +186,7 @@ impl FileStore {
         let entries = match fs::read_dir(&tmp) {
             Ok(entries) => entries,
             // A copy tool may leave empty folders out.
-            Err(error) if error.kind() == ErrorKind::NotFound => return make_dir(&tmp),
+            Err(error) if error.kind() == ErrorKind::NotFound => return self.make_own_dir(&tmp),
             Err(error) => return Err(io_error("list", &tmp)(error)),
         };
         let mut names = Vec::new();

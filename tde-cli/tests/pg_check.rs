@@ -229,3 +229,14 @@ fn what_is_no_data_directory_is_refused_politely() {
         assert!(done.err.contains("is not a PostgreSQL data directory"), "{}", done.err);
     }
 }
+
+#[test]
+fn an_unknown_control_file_is_a_problem_but_pages_are_still_read() {
+    let cluster = Cluster::new();
+    flip_byte(&cluster.data.join("global/pg_control"), 100);
+    let done = cluster.check();
+    assert_eq!(done.code, 1);
+    let report = done.json();
+    assert!(report["problems"][0].as_str().unwrap().contains("pg_control is damaged"), "{}", done.out);
+    assert_eq!(report["tablespaces"][2]["pages"]["opened"].as_u64(), Some(5), "{}", done.out);
+}

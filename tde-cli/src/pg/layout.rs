@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use page_cipher::pg::Fork;
 
 /// OIDs of the two tablespaces that every cluster has (src/include/catalog/pg_tablespace.dat).
-pub(crate) const PG_DEFAULT: u32 = 1663;
-pub(crate) const PG_GLOBAL: u32 = 1664;
+const PG_DEFAULT: u32 = 1663;
+const PG_GLOBAL: u32 = 1664;
 
 /// A tablespace's folder for this server version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +75,11 @@ fn number(digits: &str) -> Option<u32> {
 }
 
 /// Every tablespace of the cluster, the two built-in ones first.
-pub(crate) fn tablespaces(data: &Path, major: &str, catalog_version: u32) -> io::Result<Vec<TablespaceDir>> {
+pub(crate) fn tablespaces(
+    data: &Path,
+    major: &str,
+    catalog_version: Option<u32>,
+) -> io::Result<Vec<TablespaceDir>> {
     let built_in =
         |oid, name, folder| TablespaceDir { oid, name: Some(name), path: data.join(folder), location: None };
     let mut found =
@@ -84,12 +88,24 @@ pub(crate) fn tablespaces(data: &Path, major: &str, catalog_version: u32) -> io:
     for entry in read_dir_or_none(&data.join("pg_tblspc"))? {
         let Some(oid) = entry.to_str().and_then(number) else { continue };
         let link = data.join("pg_tblspc").join(&entry);
-        let path = link.join(format!("PG_{major}_{catalog_version}"));
+        let path = version_folder(&link, major, catalog_version)?;
         others.push(TablespaceDir { oid, name: None, path, location: fs::read_link(&link).ok() });
     }
     others.sort_unstable_by_key(|space| space.oid);
     found.extend(others);
     Ok(found)
+}
+
+/// `PG_<major>_<catalog version>`; servers of several versions may share a tablespace's place. Without a control
+/// file that says which, the last one of this major version.
+fn version_folder(link: &Path, major: &str, catalog_version: Option<u32>) -> io::Result<PathBuf> {
+    let prefix = format!("PG_{major}_");
+    if let Some(catalog_version) = catalog_version {
+        return Ok(link.join(format!("{prefix}{catalog_version}")));
+    }
+    let names = read_dir_or_none(link)?.into_iter().filter_map(|name| name.into_string().ok());
+    let last = names.filter(|name| name.starts_with(&prefix)).max();
+    Ok(link.join(last.unwrap_or(prefix)))
 }
 
 /// Every relation file of a tablespace, sorted; a folder that is not there holds none.

@@ -16,7 +16,7 @@ use keyring::{Keyring, KeyringError, Owner, SoftHsm, TablespaceState, Unlocked};
 
 use self::conf::Settings;
 use self::control::Control;
-use self::layout::{PG_DEFAULT, TablespaceDir};
+use self::layout::TablespaceDir;
 use self::pages::{MAX_NAMED, Mode, Scan, ScopeKeys};
 use self::report::{KeyringReport, Report, TablespaceReport};
 use crate::credentials::{HsmArgs, KeyringArgs};
@@ -93,7 +93,7 @@ fn check(args: &CheckArgs) -> Result<Report, Box<dyn std::error::Error + Send + 
         checksums: control.is_some_and(|control| control.checksums),
         running,
     };
-    let catalog_version = control.map_or(0, |control| control.catalog_version);
+    let catalog_version = control.map(|control| control.catalog_version);
     let mut tablespaces = Vec::new();
     for space in layout::tablespaces(data, &version, catalog_version)? {
         tablespaces.push(check_tablespace(&space, keys.as_ref(), mode, &mut problems)?);
@@ -291,7 +291,7 @@ fn judge_tablespace(
         Some(name) => format!("tablespace {name} ({})", space.oid),
         None => format!("tablespace {}", space.oid),
     };
-    if space.oid >= PG_DEFAULT && space.location.is_some() && !space.path.is_dir() {
+    if space.location.is_some() && !space.path.is_dir() {
         problems.push(format!("{what}: {} is missing", space.path.display()));
     }
     let pages = &scan.pages;
