@@ -54,6 +54,7 @@ mod time;
 mod transaction;
 mod uri;
 pub mod user;
+mod verify;
 
 #[cfg(test)]
 mod crash_tests;

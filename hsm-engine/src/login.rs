@@ -87,7 +87,7 @@ fn authenticate(core: &Core, name: &str, pin: &Pin) -> Result<(StoreKeys, Object
     let damaged = |d| object::damaged(core.store(), &record, d);
     let opened = user::open_store_key(&user.value, pin, core.hsm_id(), user.revision).map_err(damaged)?;
     let Some(store_key) = opened else { return Err(wrong_pin(core, name, role, &attempt)?) };
-    let cleared = Object { revision: attempt.revision + 1, value: records::Lockout::cleared() };
+    let cleared = attempt.next(records::Lockout::cleared());
     write_lockout(core, name, &cleared)?;
     Ok((StoreKeys::derive(store_key, *core.hsm_id()).map_err(damaged)?, user))
 }
@@ -114,7 +114,7 @@ fn count_attempt(core: &Core, name: &str, role: Role) -> Result<Object<records::
         }
         LockState::Hard => return Err(HsmError::LockedHard { user: name.into(), failures }),
     }
-    let attempt = Object { revision: old.revision + 1, value: old.value.attempt(now) };
+    let attempt = old.next(old.value.attempt(now));
     write_lockout(core, name, &attempt)?;
     Ok(attempt)
 }

@@ -60,6 +60,13 @@ pub(crate) struct Object<T> {
     pub(crate) value: T,
 }
 
+impl<T> Object<T> {
+    /// What replaces this object. Whoever edits a public object may have left it the highest revision there is.
+    pub(crate) fn next<U>(&self, value: U) -> Object<U> {
+        Object { revision: self.revision.saturating_add(1), value }
+    }
+}
+
 /// Seals and opens objects of one HSM.
 pub(crate) struct Sealer {
     cipher: LockedBox<Aes256GcmSiv>,

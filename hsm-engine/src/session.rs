@@ -9,7 +9,7 @@ use std::time::Duration;
 use secret_mem::SecretBytes;
 use uuid::Uuid;
 
-use crate::audit::{self, AuditReport, Entry, Event, Outcome, Record, Snapshot, Usage};
+use crate::audit::{Entry, Event, Outcome, Usage};
 use crate::error::{HsmError, Result};
 use crate::format::records;
 use crate::hsm::{new_line, new_version, write_user_record};
@@ -21,8 +21,8 @@ use crate::master_key::{
 };
 use crate::object::{self, Kind, Object};
 use crate::pin::Pin;
-use crate::transaction::{self, Core, LOCK_WAIT, Transaction};
-use crate::user::{self, PinKdf, Role};
+use crate::transaction::{Core, LOCK_WAIT, Transaction};
+use crate::user::{PinKdf, Role};
 
 /// Most master keys an HSM holds.
 pub const MAX_KEYS: usize = 1024;
@@ -277,46 +277,6 @@ impl Session {
         self.set_pin(&self.user.name, new, Event::PinChanged)
     }
 
-    /// Checks the whole audit log, MACs and anchor included, and shows each record to `visit`.
-    ///
-    /// # Errors
-    /// The first thing that does not hold.
-    pub fn verify_audit(&self, visit: &mut dyn FnMut(&Record)) -> Result<AuditReport> {
-        self.same_process()?;
-        let store = self.core.store();
-        let lock = store.lock(&transaction::lock_name(), LOCK_WAIT)?;
-        let (until, root) = (Snapshot::take(store)?, self.core.root(&self.keys)?);
-        drop(lock);
-        let keyed = Some((&self.keys.audit, root.value.anchor));
-        Ok(audit::verify(store, root.value.log_start, keyed, until, visit)?)
-    }
-
-    /// Reads and checks every object the root names. The audit log has [`verify_audit`](Self::verify_audit).
-    ///
-    /// # Errors
-    /// The first object that is damaged, stale or missing.
-    pub fn verify_store(&self) -> Result<()> {
-        self.same_process()?;
-        let root = self.core.root(&self.keys)?.value;
-        for entry in &root.users {
-            let name = user::record_name(&entry.name)?;
-            let user: Object<records::User> = object::get_public(self.core.store(), Kind::User, &name)?
-                .ok_or_else(|| object::missing(self.core.store(), &name))?;
-            self.core.check_revision(&name, user.revision, entry.revision)?;
-            crate::login::read_lockout(&self.core, &entry.name)?;
-        }
-        for entry in &root.keys {
-            let handle = KeyHandle { id: Uuid::from_bytes(entry.id), label: entry.label.clone() };
-            let line = self.line_in(&root, &handle)?.value;
-            for version in &line.versions {
-                if version.state != KeyVersionState::Destroyed {
-                    self.master_key(&line, version)?;
-                }
-            }
-        }
-        self.counters_in(&root).map(|_| ())
-    }
-
     /// Logs what was used since the login or the last call.
     ///
     /// # Errors
@@ -380,7 +340,7 @@ impl Session {
         public.kdf = PinKdf::for_pin(pin, public.kdf.cost());
         public.pin_set = crate::Timestamp::now();
         secret_mem::random(&mut public.salt)?;
-        let revision = record.revision + 1;
+        let revision = record.revision.saturating_add(1);
         tx.log(&[self.entry(event)])?;
         write_user_record(&self.core, &self.keys, public, pin, revision)?;
         for entry in tx.root_mut().users.iter_mut().filter(|u| u.name == name) {
@@ -392,12 +352,14 @@ impl Session {
 
     /// Clears a user's failure counter, also one that is damaged. Call it under the user's lock.
     pub(crate) fn clear_lockout(&self, name: &str) -> Result<()> {
-        let revision = match crate::login::read_lockout(&self.core, name) {
-            Ok(old) => old.revision + 1,
-            Err(HsmError::Damaged { .. } | HsmError::MissingObject { .. }) => 1,
+        let cleared = records::Lockout::cleared();
+        let cleared = match crate::login::read_lockout(&self.core, name) {
+            Ok(old) => old.next(cleared),
+            Err(HsmError::Damaged { .. } | HsmError::MissingObject { .. }) => {
+                Object { revision: 1, value: cleared }
+            }
             Err(e) => return Err(e),
         };
-        let cleared = Object { revision, value: records::Lockout::cleared() };
         crate::hsm::write_lockout(&self.core, name, &cleared)
     }
 
@@ -418,7 +380,7 @@ impl Session {
     }
 
     /// The line of a key. The root is read before: lines are written before the root, so they are never older.
-    fn line_in(&self, root: &records::Root, key: &KeyHandle) -> Result<Object<records::KeyLine>> {
+    pub(crate) fn line_in(&self, root: &records::Root, key: &KeyHandle) -> Result<Object<records::KeyLine>> {
         let Some(entry) = root.keys.iter().find(|k| k.id == *key.id.as_bytes()) else {
             return Err(HsmError::NoSuchKeyId { id: key.id, label: key.label.clone() });
         };
@@ -465,7 +427,11 @@ impl Session {
     }
 
     /// A version's key, for a moment, in locked memory.
-    fn master_key(&self, line: &records::KeyLine, version: &records::KeyVersion) -> Result<SecretBytes<32>> {
+    pub(crate) fn master_key(
+        &self,
+        line: &records::KeyLine,
+        version: &records::KeyVersion,
+    ) -> Result<SecretBytes<32>> {
         let name = master_key::object_name(line.uuid())?;
         let damaged =
             || object::damaged(self.core.store(), &name, crate::error::Damage::Field("wrapped master key"));

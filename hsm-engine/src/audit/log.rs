@@ -116,13 +116,13 @@ pub(crate) fn walk(
     let last_segment = until.map_or_else(|| last_segment(store), |u| Ok(u.segment))?;
     let mut tail: Option<Tail> = None;
     let mut torn = None;
-    while segment <= last_segment {
+    loop {
         let bytes = read_segment(store, segment, from, until)?;
         let mut pos = 0;
         while pos < bytes.len() {
             let rest = &bytes[pos..];
             let offset = from + pos as u64;
-            let expected = tail.map(|t| t.anchor.sequence + 1);
+            let expected = tail.map(|t| t.anchor.sequence.saturating_add(1));
             let parsed = match Parsed::parse(rest) {
                 Ok(parsed) => parsed,
                 Err(why) => {
@@ -152,6 +152,9 @@ pub(crate) fn walk(
                 torn: 0,
             });
         }
+        if segment >= last_segment {
+            break;
+        }
         segment += 1;
         from = 0;
     }
@@ -175,7 +178,11 @@ fn finish(
         }
         (None, _) => {
             let expected = first_sequence(start);
-            Err(AuditError::Truncated { segment: file_name(first_segment), expected, found: expected - 1 })
+            Err(AuditError::Truncated {
+                segment: file_name(first_segment),
+                expected,
+                found: expected.saturating_sub(1),
+            })
         }
     }
 }
@@ -229,7 +236,7 @@ fn check(
     let file = || file_name(segment);
     let wrong_number = |expected| AuditError::Sequence { segment: file(), offset, expected, found };
     let (expected, previous) = match (before, start) {
-        (Some(t), _) => (t.anchor.sequence + 1, Some(t.anchor.hash)),
+        (Some(t), _) => (t.anchor.sequence.saturating_add(1), Some(t.anchor.hash)),
         (None, Start::Chain(s)) => (s.sequence, Some(s.previous)),
         (None, Start::Anchor(a)) if found == a.sequence && parsed.hash != a.hash => {
             return Err(AuditError::Anchor { segment: file(), sequence: found });
@@ -264,7 +271,7 @@ pub(crate) fn append(
     }
     all.extend_from_slice(entries);
     let full = tail.end >= SEGMENT;
-    let (segment, at) = if full { (tail.segment + 1, 0) } else { (tail.segment, tail.end) };
+    let (segment, at) = if full { (tail.segment.saturating_add(1), 0) } else { (tail.segment, tail.end) };
     let (bytes, mut new) = encode_all(key, &tail.anchor, boots, &all, segment, at)?;
     store.log_append(&segment_name(segment)?, at, &bytes)?;
     new.end = at + bytes.len() as u64;
@@ -279,8 +286,12 @@ pub(crate) fn begin(
     boots: u32,
     entries: &[Entry],
 ) -> Result<Anchor, AuditError> {
-    let before =
-        Anchor { segment: start.segment, offset: 0, sequence: start.sequence - 1, hash: start.previous };
+    let before = Anchor {
+        segment: start.segment,
+        offset: 0,
+        sequence: start.sequence.saturating_sub(1),
+        hash: start.previous,
+    };
     let (bytes, tail) = encode_all(Some(key), &before, boots, entries, start.segment, 0)?;
     store.log_append(&segment_name(start.segment)?, 0, &bytes)?;
     Ok(tail.anchor)
@@ -294,8 +305,8 @@ pub(crate) fn restart(store: &dyn Store, anchor: &Anchor) -> Result<LogStart, Au
         Err(AuditError::Missing { .. }) => anchor.segment,
         Err(e) => return Err(e),
     };
-    let segment = last + 1;
-    Ok(LogStart { segment, sequence: anchor.sequence + 1, previous: anchor.hash })
+    let segment = last.saturating_add(1);
+    Ok(LogStart { segment, sequence: anchor.sequence.saturating_add(1), previous: anchor.hash })
 }
 
 fn encode_all(
@@ -310,7 +321,7 @@ fn encode_all(
     let mut anchor = *after;
     for entry in entries {
         let record = Record {
-            sequence: anchor.sequence + 1,
+            sequence: anchor.sequence.saturating_add(1),
             boots,
             time: Timestamp::now(),
             has_mac: key.is_some(),
@@ -362,9 +373,9 @@ pub(crate) fn verify(
     Ok(AuditReport {
         first_sequence: start.sequence,
         last_sequence: tail.anchor.sequence,
-        records: tail.anchor.sequence + 1 - start.sequence,
-        segments: tail.segment + 1 - start.segment,
-        set_aside: start.segment - 1,
+        records: (tail.anchor.sequence - start.sequence).saturating_add(1),
+        segments: (tail.segment - start.segment).saturating_add(1),
+        set_aside: start.segment.saturating_sub(1),
         first: first.unwrap_or(last),
         last,
         boots: tail.boots,

@@ -4,7 +4,7 @@ use std::fs;
 
 use hsm_engine::{Damage, HsmError};
 
-use crate::support::{Fixture, fix_crc, object_of};
+use crate::support::{Fixture, OFFICER_PIN, USER_PIN, WRONG_PIN, fix_crc, object_of, pin};
 
 /// A store with something of everything in it, whose audit log is anchored to its end.
 fn full() -> Fixture {
@@ -159,7 +159,7 @@ fn objects_cannot_be_swapped_or_put_back() {
     let user = f.user();
     user.raise_counter("keyring/a", 9).unwrap();
     user.rotate_master_key(&master).unwrap();
-    user.change_pin(&crate::support::pin(crate::support::USER_PIN)).unwrap();
+    user.change_pin(&pin(USER_PIN)).unwrap();
     user.close().unwrap();
     let newer = f.files();
     for old in ["counters.obj", &file(master.id()), "user.user.obj"] {
@@ -189,5 +189,60 @@ fn an_unknown_format_is_told_from_damage() {
             other => panic!("{file}: {other:?}"),
         }
         f.restore(&files);
+    }
+}
+
+/// Whatever somebody writes into the public files, with a right checksum, is refused or harmless: never a panic, and never
+/// a way past the PIN.
+#[test]
+fn hostile_edits_of_public_files_do_no_harm() {
+    let f = full();
+    let files = f.files();
+    for (file, bytes) in &files {
+        let public = file.starts_with("user.") || file.starts_with("lockout.") || file.starts_with("header.");
+        // Runs of 0xFF make the largest numbers there are, of 0x00 the smallest.
+        for (at, fill) in (8..bytes.len() - 4).flat_map(|at| [(at, 0xFF), (at, 0)]).filter(|_| public) {
+            let mut changed = bytes.clone();
+            let end = (at + 8).min(changed.len() - 4);
+            changed[at..end].fill(fill);
+            fix_crc(&mut changed);
+            f.write(file, &changed);
+            let _ = f.check_everything();
+            assert!(f.login("user", WRONG_PIN).is_err(), "{file} {at} {fill}");
+            let _ = f.login("officer", OFFICER_PIN).and_then(|o| o.reset_pin("user", &pin(USER_PIN)));
+            f.restore(&files);
+        }
+    }
+    f.check_everything().unwrap();
+}
+
+/// The same for every number in a record of the log, by somebody who also makes its checksum right.
+#[test]
+fn hostile_edits_of_the_log_are_refused() {
+    let f = full();
+    let files = f.files();
+    let file = "audit.00000001.log";
+    let log = &files[file];
+    let last = {
+        let (mut at, mut len) = (0, 0);
+        while at < log.len() {
+            len = u32::from_le_bytes(log[at..at + 4].try_into().unwrap()) as usize;
+            at += len;
+        }
+        log.len() - len
+    };
+    for record in [0, last] {
+        let len = u32::from_le_bytes(log[record..record + 4].try_into().unwrap()) as usize;
+        for at in 0..len - 4 {
+            let mut changed = log.clone();
+            let end = (record + at + 8).min(record + len - 4);
+            changed[record + at..end].fill(0xFF);
+            fix_crc(&mut changed[record..record + len]);
+            f.write(file, &changed);
+            assert!(f.check_everything().is_err(), "record at {record}, byte {at}");
+            let _ = f.hsm().verify_audit(&mut |_| {});
+            let _ = f.login("user", WRONG_PIN);
+            f.restore(&files);
+        }
     }
 }

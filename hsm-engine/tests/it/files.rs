@@ -168,3 +168,30 @@ fn a_generated_pin_survives_its_file_and_differs_each_time() {
         assert!(!pin(text).is_generated(), "{text}");
     }
 }
+
+/// Root may look after somebody else's store, and its owner can still read everything afterwards.
+#[test]
+fn files_that_root_writes_belong_to_the_owner_of_the_store() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+    if !rustix::process::geteuid().is_root() {
+        // Anybody else is refused: that is the other half of the promise.
+        let error = Hsm::open_dir("/root").unwrap_err();
+        assert!(matches!(error, HsmError::Store(_)), "{error}");
+        return;
+    }
+    let f = Fixture::new();
+    let (uid, gid) = (54321, 54322);
+    let paths = || fs::read_dir(&f.dir).unwrap().map(|e| e.unwrap().path());
+    for path in paths().chain([f.dir.clone()]) {
+        chown(path, Some(uid), Some(gid)).unwrap();
+    }
+    let user = f.user();
+    user.create_master_key("second", hsm_engine::KeyAttributes { plaintext_data_keys: true }).unwrap();
+    user.rotate_master_key(&user.find_master_key("master").unwrap()).unwrap();
+    user.close().unwrap();
+    f.officer().reset_pin("user", &pin("another")).unwrap();
+    for path in paths() {
+        let meta = fs::metadata(&path).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (uid, gid), "{}", path.display());
+    }
+}

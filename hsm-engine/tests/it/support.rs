@@ -36,7 +36,7 @@ impl Fixture {
     }
 
     pub(crate) fn login(&self, user: &str, text: &str) -> Result<Session, HsmError> {
-        self.hsm().login(user, &pin(text))
+        Hsm::open_dir(&self.dir)?.login(user, &pin(text))
     }
 
     pub(crate) fn user(&self) -> Session {
