@@ -297,7 +297,7 @@ pub enum KeyringError {
 
     // --- the machine
     /// Another process holds the write lock.
-    #[error("{path} was locked by another process for {} seconds; see who holds it (fuser {path}) and try again", waited.as_secs())]
+    #[error("{path} was locked by another writer for {:.1} seconds; see who holds it (fuser {path}) and try again", waited.as_secs_f32())]
     LockBusy {
         /// The lock file.
         path: PathBuf,

@@ -15,6 +15,31 @@
 //! ```
 //!
 //! No threads, no output, no panics: everything here also runs in PostgreSQL's processes.
+//!
+//! # Example
+//! ```
+//! use hsm_engine::{Hsm, Initialize, Pin};
+//! use keyring::{KeyVersion, Keyring, NewScope, Owner, ScopeKind, SoftHsm};
+//! use page_cipher::CipherId;
+//!
+//! # let scratch = tempfile::tempdir()?;
+//! # let (store, ring) = (scratch.path().join("hsm"), scratch.path().join("ring"));
+//! let (officer_pin, pin) = (Pin::generate()?, Pin::generate()?);
+//! let hsm = Hsm::initialize_dir(&store, &Initialize::new(&officer_pin, &pin))?;
+//! let mut master = SoftHsm::new(hsm.login("user", &pin)?, "master")?;
+//!
+//! let keyring = Keyring::create(&ring, Owner::Files, &master)?;
+//! let kind = ScopeKind::SqliteFile { file_id: *b"random bytes" };
+//! let new = NewScope { kind, cipher: CipherId::Aes256GcmSiv, initial: None };
+//! let (scope, data_key) = keyring.add_scope(new, &master)?;
+//!
+//! // Another day, another process, another master-key version: the same data key.
+//! keyring::MasterKey::generate_version(&mut master)?;
+//! let keyring = Keyring::open(&ring)?.unlock(&master)?;
+//! keyring.rewrap_all(&master, |_| std::ops::ControlFlow::Continue(()))?;
+//! assert!(keyring.dek(scope.line, KeyVersion(1), &master)?.ct_eq(&data_key));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod change;

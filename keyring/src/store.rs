@@ -96,6 +96,7 @@ impl WriteLock {
 #[derive(Debug)]
 pub struct FileStore {
     dir: PathBuf,
+    lock_deadline: Duration,
 }
 
 impl FileStore {
@@ -117,7 +118,7 @@ impl FileStore {
         if mode & 0o027 != 0 {
             return Err(KeyringError::LoosePermissions { path: dir, mode });
         }
-        Ok(Self { dir })
+        Ok(Self { dir, lock_deadline: LOCK_DEADLINE })
     }
 
     /// The directory, made (0700) with its folders if need be; the root is written last, by the caller.
@@ -131,6 +132,11 @@ impl FileStore {
             sync_dir(parent)?;
         }
         Ok(store)
+    }
+
+    /// Another limit than [`LOCK_DEADLINE`] on waiting for other writers.
+    pub fn with_lock_deadline(self, lock_deadline: Duration) -> Self {
+        Self { lock_deadline, ..self }
     }
 
     fn tmp(&self, name: &str) -> PathBuf {
@@ -293,7 +299,7 @@ impl Store for FileStore {
             }
             // Polled, because a backend blocked in flock(2) could not be ended politely.
             let waited = start.elapsed();
-            if waited > LOCK_DEADLINE {
+            if waited > self.lock_deadline {
                 return Err(KeyringError::LockBusy { path, waited });
             }
             std::thread::sleep(Duration::from_millis(5));

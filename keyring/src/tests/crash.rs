@@ -163,6 +163,33 @@ fn killed_while_importing() {
 }
 
 #[test]
+fn a_full_disk_fails_the_change_and_nothing_else() {
+    let dir = scratch();
+    let master = MemoryMaster::new();
+    let keyring = keyring_with(dir.path(), 1, &master);
+    keyring.set_state(LineNumber(1), state(10, TablespaceState::Encrypted)).unwrap();
+    let known = (keyring.info().unwrap(), keyring.scopes().unwrap());
+    for action in ["add", "rewrap"] {
+        // No file may grow; writing then fails as on a full disk, for the signal is ignored.
+        let full = r#"trap "" XFSZ; ulimit -f 0; exec "$0" "$@""#;
+        let done = Command::new("sh")
+            .args(["-c", full])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::crash::child", "--ignored", "--nocapture", "--test-threads=1"])
+            .env("KEYRING_DIR", dir.path())
+            .env("KEYRING_ACTION", action)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(!done.status.success() && said.contains("write"), "{action}: {said}");
+        assert_eq!((keyring.info().unwrap(), keyring.scopes().unwrap()), known, "{action}");
+        assert!(keyring.verify(&master).problems.is_empty(), "{action}");
+    }
+    keyring.retire(LineNumber(1), WalPosition(20)).unwrap();
+    assert_eq!(tmp_files(dir.path()), 0);
+}
+
+#[test]
 fn a_leftover_of_before_a_restore_is_not_rolled_forward() {
     let dir = scratch();
     let master = MemoryMaster::new();

@@ -1,7 +1,9 @@
 //! Several processes on one keyring.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::time::Duration;
 
 use super::support::*;
 use crate::*;
@@ -55,4 +57,50 @@ fn two_processes_add_scopes_while_a_third_reads() {
     assert!(open(dir.path(), &master).unwrap().verify(&master).problems.is_empty());
     // One generation for making it, one for each of two changes per scope.
     assert_eq!(keyring.info().unwrap().generation, 1 + u64::from(EACH) * 4);
+}
+
+#[test]
+fn a_writer_that_waits_too_long_gives_up_by_name() {
+    let dir = scratch();
+    let master = MemoryMaster::new();
+    drop(keyring_with(dir.path(), 1, &master));
+    let soon = Duration::from_millis(50);
+    let impatient = FileStore::open(dir.path()).unwrap().with_lock_deadline(soon);
+    let held = FileStore::open(dir.path()).unwrap().lock().unwrap();
+    let keyring = Keyring::open_store(Box::new(impatient)).unwrap().unlock(&master).unwrap();
+    assert_eq!(keyring.scopes().unwrap().len(), 1, "readers never wait");
+    let error = keyring.retire(LineNumber(1), WalPosition(1)).expect_err("locked");
+    assert!(matches!(error, KeyringError::LockBusy { .. }), "{error}");
+    assert!(error.to_string().contains(dir.path().join("lock").to_str().unwrap()), "{error}");
+    drop(held);
+    keyring.retire(LineNumber(1), WalPosition(1)).unwrap();
+}
+
+#[test]
+fn what_root_writes_stays_the_owners() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can give files away");
+        return;
+    }
+    let dir = scratch();
+    let (uid, gid) = (4711, 4712);
+    std::os::unix::fs::chown(dir.path(), Some(uid), Some(gid)).unwrap();
+    let master = MemoryMaster::new();
+    let keyring = keyring_with(dir.path(), 2, &master);
+    std::fs::remove_dir(dir.path().join("tmp")).unwrap();
+    keyring.retire(LineNumber(1), WalPosition(1)).unwrap();
+    let mut folders = vec![dir.path().to_path_buf()];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let metadata = entry.metadata().unwrap();
+            assert_eq!((metadata.uid(), metadata.gid()), (uid, gid), "{}", entry.path().display());
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            }
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 8, "root, lock, tmp, lines, two folders, two records");
 }
