@@ -14,14 +14,16 @@
 //! checkpoint, so its previous contents are two completed checkpoints old, of which the second began later.
 //!
 //! ```text
-//! record (8216 bytes, little-endian):
+//! record (8224 bytes, little-endian):
 //!  0  4  magic "TDW1"
-//!  4  4  CRC-32 of bytes 8..8216
+//!  4  4  CRC-32 of bytes 8..8224
 //!  8  4  tablespace OID     12  4  database OID
 //! 16  4  relation number    20  4  block in the main fork
-//! 24  8192  the sealed page
+//! 24  8  sequence number, counted since the server started: the highest of a page is its newest
+//! 32  8192  the sealed page
 //! ```
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -37,7 +39,7 @@ use crate::page_io::PageAddress;
 use crate::{report, settings};
 
 const MAGIC: [u8; 4] = *b"TDW1";
-const HEADER: usize = 24;
+const HEADER: usize = 32;
 const RECORD: usize = HEADER + PAGE_SIZE;
 /// Smaller values of `pd_lsn` are no WAL positions: 0, `GistBuildLSN`, fake LSNs of unlogged relations. The first WAL
 /// segment is never used, and a segment has at least 1 MiB.
@@ -73,7 +75,7 @@ pub(crate) fn needed(at: PageAddress, lsn: u64) -> bool {
 /// # Errors
 /// When the file cannot be written. The page must not be written in place then.
 pub(crate) fn put(table: &KeyTable, at: PageAddress, sealed: &Page) -> Result<(), DoubleWriteError> {
-    let _lock = server::lock(server::Lock::DoubleWrite, true);
+    let _lock = server::lock_double_write();
     let state = &table.double_write;
     let epoch = server::completed_redo();
     let fresh = state.epoch.load(Relaxed) != epoch;
@@ -91,14 +93,15 @@ pub(crate) fn put(table: &KeyTable, at: PageAddress, sealed: &Page) -> Result<()
     if fresh {
         file.set_len(0).map_err(at_path("truncate", &path))?;
     }
-    file.write_all(&encode(at, sealed)).map_err(at_path("write", &path))?;
+    let sequence = state.sequence.fetch_add(1, Relaxed) + 1;
+    file.write_all(&encode(at, sequence, sealed)).map_err(at_path("write", &path))?;
     file.sync_data().map_err(at_path("sync", &path))
 }
 
-fn encode(at: PageAddress, sealed: &Page) -> [u8; RECORD] {
+fn encode(at: PageAddress, sequence: u64, sealed: &Page) -> [u8; RECORD] {
     let mut record = [0; RECORD];
     let relation = at.relation;
-    for (bytes, value) in record[8..HEADER].chunks_exact_mut(4).zip([
+    for (bytes, value) in record[8..24].chunks_exact_mut(4).zip([
         relation.tablespace,
         relation.database,
         relation.number,
@@ -106,6 +109,7 @@ fn encode(at: PageAddress, sealed: &Page) -> [u8; RECORD] {
     ]) {
         bytes.copy_from_slice(&value.to_le_bytes());
     }
+    record[24..HEADER].copy_from_slice(&sequence.to_le_bytes());
     record[HEADER..].copy_from_slice(sealed);
     let crc = crc32fast::hash(&record[8..]);
     record[..4].copy_from_slice(&MAGIC);
@@ -113,15 +117,27 @@ fn encode(at: PageAddress, sealed: &Page) -> [u8; RECORD] {
     record
 }
 
+/// A record as read.
+struct Record {
+    at: PageAddress,
+    sequence: u64,
+    page: Box<Page>,
+}
+
 /// `None` for a record that was cut off or is not one.
-fn decode(record: &[u8; RECORD]) -> Option<(PageAddress, &Page)> {
+fn decode(record: &[u8; RECORD]) -> Option<Record> {
     let word = |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
     if record[..4] != MAGIC || word(4) != crc32fast::hash(&record[8..]) {
         return None;
     }
     let relation = RelationId { tablespace: word(8), database: word(12), number: word(16), temporary: false };
-    let page = record[HEADER..].try_into().ok()?;
-    Some((PageAddress { relation, fork: Fork::Main, block: word(20) }, page))
+    let mut page = Box::new([0; PAGE_SIZE]);
+    page.copy_from_slice(&record[HEADER..]);
+    Some(Record {
+        at: PageAddress { relation, fork: Fork::Main, block: word(20) },
+        sequence: u64::from(word(24)) | u64::from(word(28)) << 32,
+        page,
+    })
 }
 
 /// Puts back what a crash tore, before redo begins and before any other process runs, and empties both files.
@@ -129,24 +145,13 @@ fn decode(record: &[u8; RECORD]) -> Option<(PageAddress, &Page)> {
 /// # Errors
 /// When a file cannot be read, written or synced: recovery must not begin then.
 pub(crate) fn replay(table: &KeyTable) -> Result<u64, DoubleWriteError> {
-    let mut repaired = 0;
+    let mut newest: HashMap<(RelationId, u32), Record> = HashMap::new();
     for index in 0..2 {
-        let path = file_path(index);
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(at_path("open", &path)(error)),
-        };
-        let mut record = [0; RECORD];
-        loop {
-            match file.read_exact(&mut record) {
-                Ok(()) => (),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-                Err(error) => return Err(at_path("read", &path)(error)),
-            }
-            let Some((at, page)) = decode(&record) else { break };
-            repaired += u64::from(put_back(table, at, page)?);
-        }
+        read_records(&file_path(index), &mut newest)?;
+    }
+    let mut repaired = 0;
+    for record in newest.values() {
+        repaired += u64::from(put_back(table, record.at, &record.page)?);
     }
     for index in 0..2 {
         let path = file_path(index);
@@ -158,6 +163,31 @@ pub(crate) fn replay(table: &KeyTable) -> Result<u64, DoubleWriteError> {
     }
     table.double_write.epoch.store(0, Relaxed);
     Ok(repaired)
+}
+
+/// Collects the newest record of every page. What follows a record that is not whole was never relied on.
+fn read_records(
+    path: &Path,
+    newest: &mut HashMap<(RelationId, u32), Record>,
+) -> Result<(), DoubleWriteError> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(at_path("open", path)(error)),
+    };
+    let mut bytes = [0; RECORD];
+    loop {
+        match file.read_exact(&mut bytes) {
+            Ok(()) => (),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(at_path("read", path)(error)),
+        }
+        let Some(record) = decode(&bytes) else { return Ok(()) };
+        let key = (record.at.relation, record.at.block);
+        if newest.get(&key).is_none_or(|known| known.sequence < record.sequence) {
+            newest.insert(key, record);
+        }
+    }
 }
 
 /// Writes a saved page over the one in place if that one does not open.
@@ -218,20 +248,38 @@ mod tests {
     #[test]
     fn a_record_comes_back_as_it_was_written() {
         let page: Page = std::array::from_fn(|i| i as u8);
-        let record = encode(address(), &page);
-        let (at, saved) = decode(&record).expect("whole");
-        assert_eq!((at.relation, at.block, saved), (address().relation, 7, &page));
-        assert_eq!(&record[..4], b"TDW1");
-        assert_eq!(record[8..24], [0x10, 0x40, 0, 0, 5, 0, 0, 0, 0x11, 0x40, 0, 0, 7, 0, 0, 0]);
+        let bytes = encode(address(), 9, &page);
+        let record = decode(&bytes).expect("whole");
+        assert_eq!((record.at.relation, record.at.block), (address().relation, 7));
+        assert_eq!((record.sequence, *record.page), (9, page));
+        assert_eq!(&bytes[..4], b"TDW1");
+        let header = [0x10, 0x40, 0, 0, 5, 0, 0, 0, 0x11, 0x40, 0, 0, 7, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(bytes[8..32], header);
     }
 
     #[test]
     fn a_record_with_any_byte_changed_is_none() {
-        let record = encode(address(), &[3; PAGE_SIZE]);
+        let record = encode(address(), 1, &[3; PAGE_SIZE]);
         for position in 0..RECORD {
             let mut changed = record;
             changed[position] ^= 1;
             assert!(decode(&changed).is_none(), "byte {position}");
         }
+    }
+
+    #[test]
+    fn the_newest_record_of_a_page_counts_wherever_it_stands() {
+        let path = std::env::temp_dir().join(format!("double-write-test-{}", std::process::id()));
+        let mut bytes = Vec::new();
+        for (sequence, byte) in [(5, 5), (7, 7), (6, 6)] {
+            bytes.extend(encode(address(), sequence, &[byte; PAGE_SIZE]));
+        }
+        bytes.extend(&encode(address(), 8, &[8; PAGE_SIZE])[..RECORD - 1]); // cut off by a crash
+        std::fs::write(&path, bytes).expect("written");
+        let mut newest = HashMap::new();
+        read_records(&path, &mut newest).expect("read");
+        std::fs::remove_file(&path).expect("removed");
+        let record = newest.get(&(address().relation, 7)).expect("there");
+        assert_eq!((record.sequence, record.page[0]), (7, 7));
     }
 }

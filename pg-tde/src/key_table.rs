@@ -38,6 +38,8 @@ pub(crate) struct Entry {
     logged: AtomicU32,
     dek_present: AtomicU32,
     check: AtomicU32,
+    /// Only the manifest names the line; the WAL has yet to bring it.
+    awaited: AtomicU32,
     dek: [AtomicU64; 4],
 }
 
@@ -138,6 +140,8 @@ pub(crate) struct DoubleWriteState {
     pub(crate) epoch: AtomicU64,
     /// 0 or 1.
     pub(crate) file: AtomicU64,
+    /// Number of the last record.
+    pub(crate) sequence: AtomicU64,
 }
 
 /// Why an entry cannot be used.
@@ -174,8 +178,10 @@ pub(crate) struct LineInfo {
     pub(crate) cipher: CipherId,
     /// WAL position from which the tablespace is encrypted under this line.
     pub(crate) start: u64,
-    /// WAL position at which it was dropped, or [`OPEN_END`].
+    /// WAL position at which it was dropped, [`OPEN_END`] while it is in force, 0 for a line that was never put to use.
     pub(crate) end: u64,
+    /// Only the manifest names the line; the WAL has yet to bring it.
+    pub(crate) awaited: bool,
 }
 
 fn store_words(words: &[AtomicU64; 4], key: &SecretBytes<32>) {
@@ -234,6 +240,7 @@ impl KeyTable {
                 cipher,
                 start: entry.start.load(Relaxed),
                 end: entry.end.load(Acquire),
+                awaited: entry.awaited.load(Relaxed) != 0,
             })
         })
     }
@@ -269,6 +276,26 @@ impl KeyTable {
         Ok(index)
     }
 
+    /// Adds a line of which only the manifest is known: nothing in its tablespace can be read or written before the
+    /// WAL has brought it. The caller is alone.
+    ///
+    /// # Errors
+    /// [`TableError::Full`]
+    pub(crate) fn add_awaited(&self, line: u64, tablespace: u32) -> Result<(), TableError> {
+        let index = self.add(line, 0, tablespace, CipherId::Aes256Hctr2, 0, OPEN_END)?;
+        self.entries[index].awaited.store(1, Release);
+        Ok(())
+    }
+
+    /// Fills in an awaited line. The caller holds the writers' lock.
+    pub(crate) fn arrive(&self, line: LineInfo) {
+        let entry = &self.entries[line.index];
+        entry.version.store(line.version, Relaxed);
+        entry.cipher.store(u32::from(line.cipher as u8), Relaxed);
+        entry.awaited.store(0, Release);
+        self.set_range(line.index, line.start, line.end);
+    }
+
     /// Publishes the key of a line.
     pub(crate) fn set_dek(&self, index: usize, dek: &SecretBytes<32>) {
         let entry = &self.entries[index];
@@ -301,9 +328,11 @@ impl KeyTable {
         Ok(Some(dek))
     }
 
-    /// Ends a line at a WAL position.
-    pub(crate) fn end(&self, index: usize, at: u64) {
-        self.entries[index].end.store(at, Release);
+    /// Changes from which WAL position to which a line counts. The caller holds the writers' lock.
+    pub(crate) fn set_range(&self, index: usize, start: u64, end: u64) {
+        let entry = &self.entries[index];
+        entry.start.store(start, Relaxed);
+        entry.end.store(end, Release);
         self.generation.fetch_add(1, Release);
     }
 
@@ -312,9 +341,9 @@ impl KeyTable {
         self.entries[index].logged.load(Acquire) != 0
     }
 
-    /// Remembers that the line was logged.
-    pub(crate) fn set_logged(&self, index: usize) {
-        self.entries[index].logged.store(1, Release);
+    /// Remembers whether the line as it is was logged.
+    pub(crate) fn set_logged(&self, index: usize, logged: bool) {
+        self.entries[index].logged.store(u32::from(logged), Release);
     }
 
     /// Publishes the key of the keyring's seals.
@@ -355,7 +384,7 @@ mod tests {
         let before = table.generation();
         let first = table.add(1, 1, 16400, CipherId::Aes256Hctr2, 100, OPEN_END).expect("room");
         assert!(table.generation() > before);
-        table.end(first, 200);
+        table.set_range(first, 100, 200);
         assert!(table.active(16400).is_none());
         table.add(2, 1, 16400, CipherId::Aes256Xts, 300, OPEN_END).expect("room");
         assert_eq!(table.active(16400).map(|line| line.line), Some(2));

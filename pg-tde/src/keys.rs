@@ -1,16 +1,18 @@
 //! From the HSM and the keyring into the key table.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use hsm_engine::{ErrorKind, HsmError, SoftUri, UriError};
 use keyring::{
     DekState, InstanceId, KeyVersion, Keyring, KeyringError, KeyringId, LineNumber, MasterKey,
-    MasterKeyError, Owner, Scope, ScopeKind, SoftHsm, TablespaceState, Unlocked,
+    MasterKeyError, Owner, Scope, ScopeKind, SoftHsm, TablespaceState, Unlocked, WalPosition,
 };
 use page_cipher::CipherId;
 
-use crate::ffi::server::{self, Lock};
+use crate::ffi::server;
 use crate::key_table::{KeyTable, LineInfo, OPEN_END, TableError};
+use crate::manifest::{Manifest, ManifestError, Named};
 use crate::pin_command::{self, PinCommandError};
 use crate::{report, settings};
 
@@ -59,6 +61,49 @@ pub(crate) enum KeyError {
         /// The generation that was seen last.
         generation: u64,
     },
+    /// The data directory has a keyring, but it is not where `pg_tde.keyring` says.
+    #[error("there is no keyring in \"{}\", but this data directory belongs to keyring {keyring}: set pg_tde.keyring to where it is, or restore it from a backup", dir.display())]
+    NotFound {
+        /// Where it should be.
+        dir: PathBuf,
+        /// Its id.
+        keyring: KeyringId,
+    },
+    /// The keyring is another one.
+    #[error("the keyring in \"{}\" is {found}, but this data directory belongs to keyring {expected}: set pg_tde.keyring to where that one is", dir.display())]
+    OtherKeyring {
+        /// Where it is.
+        dir: PathBuf,
+        /// Its id.
+        found: KeyringId,
+        /// The id in the manifest.
+        expected: KeyringId,
+    },
+    /// The keyring is older than the data directory.
+    #[error("the keyring in \"{}\" has no line {line} for tablespace {tablespace}, which this data directory uses: restore a newer copy of the keyring", dir.display())]
+    LineLost {
+        /// Where it is.
+        dir: PathBuf,
+        /// The line.
+        line: u64,
+        /// OID of the tablespace.
+        tablespace: u32,
+    },
+    /// Recovery to a point in time with a keyring from after it.
+    #[error("the keyring in \"{}\" knows a change of line {line} at {at}, but recovery ended at {end}: restore the keyring from the backup that was recovered, and recover again", dir.display())]
+    Future {
+        /// Where it is.
+        dir: PathBuf,
+        /// The line.
+        line: u64,
+        /// When it was changed.
+        at: WalPosition,
+        /// Where recovery ended.
+        end: WalPosition,
+    },
+    /// The manifest of the data directory.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// A server that replays another's WAL gets its keyring from there.
     #[error("there is no keyring in \"{}\" although key line {line} is known", dir.display())]
     NoKeyring {
@@ -98,13 +143,14 @@ pub(crate) fn open_hsm() -> Result<SoftHsm, KeyError> {
     let uri: SoftUri = settings::hsm().ok_or(KeyError::NoHsm)?.parse()?;
     refuse_store_in_data_directory(&uri.dir)?;
     let command = settings::pin_command().ok_or(KeyError::NoPinCommand)?;
-    let interruptible = !server::preloading() && !server::in_redo();
-    let interrupted = || {
-        if interruptible {
+    let cancelled = || !server::preloading() && server::cancel_requested();
+    let pin = match pin_command::run(&command, settings::pin_command_timeout(), &cancelled) {
+        Err(PinCommandError::Cancelled) if !server::in_redo() => {
             server::check_for_interrupts();
+            return Err(PinCommandError::Cancelled.into());
         }
+        pin => pin?,
     };
-    let pin = pin_command::run(&command, settings::pin_command_timeout(), &interrupted)?;
     Ok(SoftHsm::open(&uri, &pin)?)
 }
 
@@ -125,12 +171,13 @@ pub(crate) fn load(table: &KeyTable) -> Result<(), KeyError> {
     let hsm = open_hsm()?;
     let dir = settings::keyring_directory();
     let recovers = is_copy_of_another_server();
+    let manifest = Manifest::read()?;
     let unlocked = if is_keyring(&dir) {
         let locked = Keyring::open(&dir)?;
         locked.require_owner(owner())?;
         locked.unlock(&hsm)?
     } else {
-        refuse_vanished(&dir, &hsm)?;
+        refuse_vanished(&dir, &hsm, manifest.as_ref())?;
         if recovers {
             // A standby takes over the keyring of the server whose WAL it replays.
             return Ok(());
@@ -138,12 +185,85 @@ pub(crate) fn load(table: &KeyTable) -> Result<(), KeyError> {
         Keyring::create(&dir, owner(), &hsm)?
     };
     table.set_seal_key(unlocked.seal_key());
+    // The copy of a running server's files may have gaps, which the WAL fills.
     let scopes = if recovers { unlocked.survey()?.scopes } else { unlocked.scopes()? };
-    for scope in &scopes {
+    if !recovers {
+        unlocked.check_sum()?;
+    }
+    check_manifest(table, manifest, &unlocked, &scopes, recovers)?;
+    for scope in scopes.iter().filter(|scope| !scope.is_draft()) {
         let Some(facts) = LineFacts::of(scope) else { continue };
         let dek = unlocked.dek_of(scope, facts.version, &hsm)?;
         let index = facts.add_to(table)?;
         table.set_dek(index, &dek);
+    }
+    Ok(())
+}
+
+/// Makes sure that this is the keyring of this data directory, and as new as it.
+fn check_manifest(
+    table: &KeyTable,
+    manifest: Option<Manifest>,
+    unlocked: &Unlocked,
+    scopes: &[Scope],
+    recovers: bool,
+) -> Result<(), KeyError> {
+    let (keyring, dir) = (unlocked.keyring(), settings::keyring_directory());
+    let lines: BTreeSet<_> = scopes.iter().filter_map(LineFacts::of).map(|facts| facts.named()).collect();
+    let Some(manifest) = manifest else {
+        return Ok(Manifest { keyring, lines }.write()?);
+    };
+    if manifest.keyring != keyring {
+        return Err(KeyError::OtherKeyring { dir, found: keyring, expected: manifest.keyring });
+    }
+    for &Named { line, tablespace } in manifest.lines.difference(&lines) {
+        if !recovers {
+            return Err(KeyError::LineLost { dir, line, tablespace });
+        }
+        table.add_awaited(line, tablespace)?;
+    }
+    Ok(())
+}
+
+/// Brings the table up to the keyring after a process was killed, perhaps between a change of the one and of the other.
+///
+/// # Errors
+/// When the keyring cannot be read.
+pub(crate) fn synchronize(table: &KeyTable) -> Result<(), KeyError> {
+    let Some(seal_key) = table.seal_key() else { return Ok(()) };
+    let keyring = Keyring::open(&settings::keyring_directory())?.unlock_with_seal_key(seal_key)?;
+    for scope in keyring.survey()?.scopes.iter().filter(|scope| !scope.is_draft()) {
+        if let Some(facts) = LineFacts::of(scope) {
+            facts.add_to(table)?;
+        }
+    }
+    for line in table.lines() {
+        table.set_logged(line.index, false);
+    }
+    Ok(())
+}
+
+/// Makes sure that redo ended where the keyring is: a keyring from a later time knows changes that did not happen here.
+///
+/// # Errors
+/// [`KeyError::Future`] names the first such line.
+pub(crate) fn check_end_of_redo(table: &KeyTable, position: u64) -> Result<(), KeyError> {
+    for line in table.lines() {
+        if line.awaited {
+            let (dir, line, tablespace) = (settings::keyring_directory(), line.line, line.tablespace);
+            return Err(KeyError::LineLost { dir, line, tablespace });
+        }
+        let end = if line.end == OPEN_END { 0 } else { line.end };
+        let last = line.start.max(end);
+        if last > position {
+            let dir = settings::keyring_directory();
+            return Err(KeyError::Future {
+                dir,
+                line: line.line,
+                at: WalPosition(last),
+                end: WalPosition(position),
+            });
+        }
     }
     Ok(())
 }
@@ -154,13 +274,15 @@ fn is_keyring(dir: &Path) -> bool {
         && (dir.join("keyring.tde").exists() || dir.join("lines").exists())
 }
 
-fn refuse_vanished(dir: &Path, hsm: &SoftHsm) -> Result<(), KeyError> {
-    let instance = InstanceId::of(dir)?;
+fn refuse_vanished(dir: &Path, hsm: &SoftHsm, manifest: Option<&Manifest>) -> Result<(), KeyError> {
+    let dir = dir.to_owned();
+    if let Some(manifest) = manifest {
+        return Err(KeyError::NotFound { dir, keyring: manifest.keyring });
+    }
+    let instance = InstanceId::of(&dir)?;
     match hsm.generations_of_instance(instance)?.into_iter().max_by_key(|(_, generation)| *generation) {
         // Generation 1 is an empty keyring: nothing is lost with it.
-        Some((keyring, generation)) if generation > 1 => {
-            Err(KeyError::Vanished { dir: dir.to_owned(), keyring, generation })
-        }
+        Some((keyring, generation)) if generation > 1 => Err(KeyError::Vanished { dir, keyring, generation }),
         _ => Ok(()),
     }
 }
@@ -187,40 +309,54 @@ pub(crate) struct LineFacts {
 }
 
 impl LineFacts {
-    /// `None` for a line of something else, and for one that was never put to use.
+    /// `None` for a line of something else. A line that was never put to use covers no WAL position.
     pub(crate) fn of(scope: &Scope) -> Option<Self> {
         let ScopeKind::PgTablespace { oid, .. } = scope.kind else { return None };
         let newest =
             scope.versions.iter().rev().find(|entry| !matches!(entry.state, DekState::Destroyed { .. }));
         let position =
             |state| scope.history.iter().find(|change| change.state == state).map(|change| change.from.0);
+        let start = position(TablespaceState::Encrypted);
+        let end = position(TablespaceState::Retired);
         Some(Self {
             line: scope.line,
             version: newest?.version,
             tablespace: oid,
             cipher: scope.cipher,
-            start: position(TablespaceState::Encrypted)?,
-            end: position(TablespaceState::Retired).unwrap_or(OPEN_END),
+            start: start.unwrap_or(0),
+            end: if start.is_some() { end.unwrap_or(OPEN_END) } else { 0 },
         })
     }
 
-    /// Adds the line, or updates where it ends. The caller holds the state lock or is alone.
+    /// How the manifest names the line.
+    pub(crate) fn named(&self) -> Named {
+        Named { tablespace: self.tablespace, line: self.line.0 }
+    }
+
+    /// Adds the line, or changes from where to where it counts. The caller has [`server::lock_keyring`] or is alone.
     ///
     /// # Errors
     /// When the table is full, or has the line as something else.
     pub(crate) fn add_to(&self, table: &KeyTable) -> Result<usize, KeyError> {
-        let known = table.lines().find(|line| line.line == self.line.0);
-        let Some(known) = known else {
+        let Some(known) = table.lines().find(|line| line.line == self.line.0) else {
             let (line, version) = (self.line.0, self.version.0);
             return Ok(table.add(line, version, self.tablespace, self.cipher, self.start, self.end)?);
         };
-        let same = (known.version, known.tablespace, known.cipher, known.start)
-            == (self.version.0, self.tablespace, self.cipher, self.start);
-        if !same {
+        if known.awaited && known.tablespace == self.tablespace {
+            let (version, cipher, start, end) = (self.version.0, self.cipher, self.start, self.end);
+            table.arrive(LineInfo { version, cipher, start, end, ..known });
+            return Ok(known.index);
+        }
+        let same =
+            (known.version, known.tablespace, known.cipher) == (self.version.0, self.tablespace, self.cipher);
+        let unused = known.end == 0;
+        if !same || (!unused && known.start != self.start) {
             return Err(KeyError::Mismatch { line: self.line.0 });
         }
-        if known.end != self.end {
-            table.end(known.index, self.end);
+        // An older record that is replayed again takes nothing back.
+        let newer = if unused { self.end != 0 } else { self.end < known.end && self.end != 0 };
+        if newer {
+            table.set_range(known.index, self.start, self.end);
         }
         Ok(known.index)
     }
@@ -269,6 +405,10 @@ pub(crate) fn unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyErr
 }
 
 fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
+    if line.awaited {
+        let (dir, line, tablespace) = (settings::keyring_directory(), line.line, line.tablespace);
+        return Err(KeyError::LineLost { dir, line, tablespace });
+    }
     let hsm = open_hsm()?;
     let dir = settings::keyring_directory();
     if !is_keyring(&dir) {
@@ -282,7 +422,7 @@ fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
         return Err(KeyError::Mismatch { line: line.line });
     }
     let dek = unlocked.dek_of(&scope, KeyVersion(line.version), &hsm)?;
-    let _lock = if server::holds(Lock::State) { None } else { server::lock(Lock::State, true) };
+    // Without a lock: whoever else does this now writes the same bytes.
     table.set_dek(line.index, &dek);
     Ok(())
 }

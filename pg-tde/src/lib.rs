@@ -9,6 +9,7 @@
 //! process      what one server process knows: ciphers and a view of the key table
 //! key_table    the keys of the running server, in shared memory of our own
 //! keys         from the HSM and the keyring into the key table
+//! manifest     what the data directory itself says of its keys
 //! tablespace   changing how a tablespace is stored
 //! placeholder  torn pages that recovery meets before their image
 //! double_write pages that the WAL cannot repair when they are torn
@@ -25,6 +26,7 @@ mod double_write;
 mod ffi;
 mod key_table;
 mod keys;
+mod manifest;
 mod page_io;
 mod pin_command;
 mod placeholder;

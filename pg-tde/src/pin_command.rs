@@ -24,6 +24,9 @@ pub(crate) enum PinCommandError {
     /// The deadline passed.
     #[error("pg_tde.pin_command did not print a PIN within {} s and was ended", .0.as_secs())]
     Timeout(Duration),
+    /// The server process was asked to stop what it does.
+    #[error("pg_tde.pin_command was ended because the statement was cancelled")]
+    Cancelled,
     /// It failed.
     #[error("pg_tde.pin_command failed: {0}")]
     Failed(ExitStatus),
@@ -59,7 +62,7 @@ impl Drop for Running {
 struct DeadlineReader<'a> {
     pipe: ChildStdout,
     deadline: Instant,
-    interrupted: &'a dyn Fn(),
+    cancelled: &'a dyn Fn() -> bool,
 }
 
 impl DeadlineReader<'_> {
@@ -73,7 +76,11 @@ impl DeadlineReader<'_> {
             let slice = Timespec::try_from(left.min(SLICE)).map_err(io::Error::other)?;
             let mut fds = [PollFd::new(&self.pipe, PollFlags::IN)];
             match poll(&mut fds, Some(&slice)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => (self.interrupted)(),
+                // Not `Interrupted`, which readers retry.
+                Ok(0) | Err(rustix::io::Errno::INTR) if (self.cancelled)() => {
+                    return Err(io::ErrorKind::ConnectionAborted.into());
+                }
+                Ok(0) | Err(rustix::io::Errno::INTR) => (),
                 Ok(_) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
@@ -90,11 +97,16 @@ impl Read for DeadlineReader<'_> {
 
 /// Runs the command in a process group of its own and takes the first line it prints.
 ///
-/// `interrupted` is called ten times a second and may unwind to cancel.
+/// `cancelled` is asked ten times a second whether to give up. It must not unwind: a process that ends there would leave the
+/// command running.
 ///
 /// # Errors
 /// See [`PinCommandError`].
-pub(crate) fn run(command: &str, timeout: Duration, interrupted: &dyn Fn()) -> Result<Pin, PinCommandError> {
+pub(crate) fn run(
+    command: &str,
+    timeout: Duration,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Pin, PinCommandError> {
     let deadline = Instant::now() + timeout;
     let mut child = Command::new("/bin/sh")
         .arg("-c")
@@ -109,8 +121,9 @@ pub(crate) fn run(command: &str, timeout: Duration, interrupted: &dyn Fn()) -> R
     let Some(pipe) = pipe else {
         return Err(PinCommandError::Start(io::ErrorKind::BrokenPipe.into()));
     };
-    let pin = match Pin::from_reader(DeadlineReader { pipe, deadline, interrupted }) {
+    let pin = match Pin::from_reader(DeadlineReader { pipe, deadline, cancelled }) {
         Ok(pin) => Ok(pin),
+        Err(_) if cancelled() => return Err(PinCommandError::Cancelled),
         Err(_) if Instant::now() >= deadline => return Err(PinCommandError::Timeout(timeout)),
         Err(error) => Err(error),
     };
@@ -118,10 +131,8 @@ pub(crate) fn run(command: &str, timeout: Duration, interrupted: &dyn Fn()) -> R
         match running.child.try_wait().map_err(PinCommandError::Wait)? {
             Some(status) => break status,
             None if Instant::now() >= deadline => return Err(PinCommandError::Timeout(timeout)),
-            None => {
-                interrupted();
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            None if cancelled() => return Err(PinCommandError::Cancelled),
+            None => std::thread::sleep(Duration::from_millis(5)),
         }
     };
     running.done = true;
@@ -137,7 +148,7 @@ mod tests {
     use super::*;
 
     fn quickly(command: &str) -> Result<Pin, PinCommandError> {
-        run(command, Duration::from_secs(1), &|| ())
+        run(command, Duration::from_secs(1), &|| false)
     }
 
     #[test]
@@ -167,6 +178,14 @@ mod tests {
         std::thread::sleep(Duration::from_millis(200));
         let alive = Command::new("pgrep").arg("-f").arg(format!("^sleep {marker}")).status().expect("pgrep");
         assert!(!alive.success(), "a child of the PIN command is still there");
+    }
+
+    #[test]
+    fn a_cancelled_command_is_ended() {
+        let started = Instant::now();
+        let result = run("sleep 60", Duration::from_secs(60), &|| true);
+        assert!(matches!(result, Err(PinCommandError::Cancelled)));
+        assert!(started.elapsed() < Duration::from_secs(5));
     }
 
     #[test]

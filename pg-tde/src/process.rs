@@ -6,14 +6,14 @@ use std::num::NonZeroUsize;
 use lru::LruCache;
 use page_cipher::CipherId;
 use page_cipher::pg::{PAGE_SIZE, Page, RelationCipher};
-use secret_mem::{LockedBox, SecretBytes};
+use secret_mem::SecretBytes;
 
 use crate::compat::RelationId;
 use crate::ffi::server;
 use crate::key_table::{KeyTable, LineInfo, OPEN_END};
 use crate::page_io::PageError;
 
-/// Expanded relation ciphers a process keeps: about 1 KiB each, locked as they are touched.
+/// Expanded relation ciphers a process keeps: about 1 KiB of locked memory each.
 const CIPHERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// A page aligned for direct I/O.
@@ -47,7 +47,7 @@ pub(crate) struct Process {
     pub(crate) scratch: Box<AlignedPage>,
     generation: u64,
     lines: Vec<LineInfo>,
-    ciphers: LruCache<CipherKey, LockedBox<RelationCipher>>,
+    ciphers: LruCache<CipherKey, RelationCipher>,
     temporary_key: Option<SecretBytes<32>>,
     recovery_over: bool,
     pub(crate) data_checksums: bool,
@@ -60,6 +60,8 @@ thread_local! {
 
 impl Process {
     fn new(table: &'static KeyTable) -> Self {
+        // The kernel does not pass memory locks on to a child.
+        secret_mem::relock_after_fork();
         Self {
             table,
             scratch: Box::new(AlignedPage([0; PAGE_SIZE])),
@@ -150,9 +152,9 @@ impl Process {
                     RelationCipher::new(CipherId::Aes256Hctr2, dek, id.database, id.number)?
                 }
             };
-            self.ciphers.put(key, LockedBox::new(cipher));
+            self.ciphers.put(key, cipher);
         }
-        Ok(self.ciphers.get(&key).map(|cipher| (&**cipher, &mut self.scratch.0)))
+        Ok(self.ciphers.get(&key).map(|cipher| (cipher, &mut self.scratch.0)))
     }
 }
 
@@ -173,7 +175,16 @@ mod tests {
 
     fn line(index: usize, start: u64, end: u64) -> LineInfo {
         let (line, version, tablespace) = (index as u64 + 1, 1, 16400);
-        LineInfo { index, line, version, tablespace, cipher: CipherId::Aes256Hctr2, start, end }
+        LineInfo {
+            index,
+            line,
+            version,
+            tablespace,
+            cipher: CipherId::Aes256Hctr2,
+            start,
+            end,
+            awaited: false,
+        }
     }
 
     #[test]

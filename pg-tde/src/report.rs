@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use page_cipher::pg::Fork;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 
@@ -38,7 +39,13 @@ pub(crate) fn send(level: PgLogLevel, code: PgSqlErrorCode, message: &str, detai
 }
 
 fn describe(at: PageAddress) -> String {
-    format!("block {} of the {:?} fork of relation {}", at.block, at.fork, at.relation)
+    let fork = match at.fork {
+        Fork::Main => "main",
+        Fork::Fsm => "fsm",
+        Fork::Vm => "vm",
+        Fork::Init => "init",
+    };
+    format!("block {} of the {fork} fork of relation {}", at.block, at.relation)
 }
 
 /// Tells about a page that did not open and is handed to the buffer manager as invalid, or was replaced.
@@ -171,5 +178,27 @@ pub(crate) fn retire_failed(tablespace: u32, error: &dyn Error) {
         &format!("pg_tde cannot retire the key of dropped tablespace {tablespace}"),
         &chain(error),
         "The key line stays active in the keyring; nothing is lost.",
+    );
+}
+
+/// The keyring does not fit where recovery ended. Ends the server.
+pub(crate) fn wrong_keyring(error: &dyn Error) {
+    send(
+        PgLogLevel::FATAL,
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        "pg_tde cannot go on with this keyring",
+        &chain(error),
+        "",
+    );
+}
+
+/// Redo waits for whoever holds the keyring's lock.
+pub(crate) fn waiting_for_keyring() {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+        "pg_tde waits for the keyring, which another program has locked",
+        "",
+        "Recovery goes on as soon as that program ends.",
     );
 }

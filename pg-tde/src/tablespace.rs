@@ -1,15 +1,18 @@
 //! Changing how a tablespace is stored.
 //!
-//! Order of `encrypt` (pg-tde's rule: key durable, then logged, then in force):
+//! Order of `encrypt` (key durable, then logged, then in force):
 //!
 //! 1. the line with its wrapped key is durable in the keyring, without a state;
-//! 2. under the state lock, which every creation of a file takes shared: the tablespace is found empty, the state
-//!    with the present WAL position is durable in the keyring, the record is in the WAL and flushed, the line is published;
-//! 3. from then on every file in the tablespace is born encrypted.
+//! 2. under the lock of the tablespace, which every transaction that makes a file in a plain one holds shared, it is empty;
+//! 3. the line is in the WAL and flushed; the end of that record is the position from which pages are encrypted;
+//! 4. the line is named in the manifest of the data directory;
+//! 5. the state with that position is durable in the keyring;
+//! 6. the line with its state is in the WAL and flushed, and in the key table: every file is born encrypted now.
 //!
-//! A crash after 1 leaves a line that nothing uses. A crash within 2 leaves an empty tablespace that is encrypted here and
-//! perhaps not yet on a standby; the record is logged again before the first file is made in it (`before_create`),
-//! once for every start of the server.
+//! A crash before 5 leaves a line that nothing uses. A crash after it leaves an empty tablespace that is encrypted here and perhaps
+//! not yet on a standby. Therefore every line is logged once for each start of the server, before the first file is made
+//! in an encrypted tablespace and before any other line is logged (`log_pending`): whatever the keyring counts, a
+//! standby gets.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -17,15 +20,16 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use keyring::{
-    KeyringError, MasterKey, MasterKeyError, NewScope, Rewrapped, ScopeKind, StateChange, TablespaceState,
-    Unlocked, WalPosition,
+    KeyringError, LineNumber, MasterKey, MasterKeyError, NewScope, Rewrapped, ScopeKind, StateChange,
+    TablespaceState, Unlocked, WalPosition,
 };
 use page_cipher::CipherId;
 
 use crate::compat::RelationId;
-use crate::ffi::server::{self, Lock};
+use crate::ffi::server;
 use crate::key_table::{FIRST_USER_OID, KeyTable, LineInfo, TableError};
 use crate::keys::{self, KeyError, LineFacts};
+use crate::manifest::Manifest;
 use crate::settings::UnknownCipher;
 use crate::wal;
 
@@ -141,6 +145,8 @@ pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceErro
         return Err(TablespaceError::System(name.to_owned()));
     }
     refuse_encrypted(table, name, oid)?;
+    server::lock_tablespace(oid, false);
+    server::lock_keyring(false);
     // Dropped relations keep an empty file until the next checkpoint.
     if !relation_files(oid)?.is_empty() {
         server::checkpoint();
@@ -150,18 +156,19 @@ pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceErro
     let keyring = keys::open_keyring(table)?;
     let kind = ScopeKind::PgTablespace { oid, name: name.to_owned() };
     let (scope, dek) = keyring.add_scope(NewScope { kind, cipher, initial: None }, &hsm)?;
-
-    let _lock = server::lock(Lock::State, true);
-    refuse_encrypted(table, name, oid)?;
-    refuse_files(name, oid)?;
-    let from = WalPosition(server::insert_position());
-    server::flush_wal(from.0);
-    let scope = keyring.set_state(scope.line, StateChange { from, state: TablespaceState::Encrypted })?;
     let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: scope.line.0 })?;
-    log(&keyring, &facts)?;
+
     let index = facts.add_to(table)?;
     table.set_dek(index, &dek);
-    table.set_logged(index);
+    let from = WalPosition(log_pending(table, &keyring)?);
+    refuse_encrypted(table, name, oid)?;
+    refuse_files(name, oid)?;
+    Manifest::name(keyring.keyring(), facts.named()).map_err(KeyError::from)?;
+    let changed = keyring.set_state(scope.line, StateChange { from, state: TablespaceState::Encrypted });
+    // In force before it is logged, and also if that failed half-way: the server must do what the keyring says.
+    keys::synchronize(table)?;
+    changed?;
+    log_pending(table, &keyring)?;
     // The HSM remembers the newest generation; a crash before this is made up for at the next start.
     keyring.remember_generation(&hsm)?;
     Ok(())
@@ -218,50 +225,57 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>, TablespaceError> {
     Ok(found)
 }
 
-/// Puts a line's record into the WAL.
-fn log(keyring: &Unlocked, facts: &LineFacts) -> Result<(), KeyringError> {
+/// Puts a line's record into the WAL, flushes it and returns its end.
+fn log(keyring: &Unlocked, line: LineInfo) -> Result<u64, KeyError> {
+    let scope = keyring.scope(LineNumber(line.line))?;
+    let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: line.line })?;
     let exported = keyring.export(facts.line)?;
-    server::log_record(wal::KEYRING_LINE, &wal::encode(facts, &exported));
-    Ok(())
+    Ok(server::log_record(wal::KEYRING_LINE, &wal::encode(&facts, &exported)))
 }
 
-/// Makes sure that the WAL holds the line of a tablespace before it holds anything about the first new file in it.
+/// Logs every line that was not logged since the server started or the line changed, oldest first, and returns the end of
+/// the last record. The caller has [`server::lock_keyring`].
+fn log_pending(table: &KeyTable, keyring: &Unlocked) -> Result<u64, KeyError> {
+    let mut end = 0;
+    for line in table.lines().filter(|line| !table.is_logged(line.index)) {
+        end = log(keyring, line)?;
+        table.set_logged(line.index, true);
+    }
+    Ok(end)
+}
+
+/// Makes sure that the WAL holds the lines before it holds anything about the first new file in an encrypted tablespace.
 ///
 /// # Errors
 /// When the keyring cannot be read. The file must not be made then.
 pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<(), TablespaceError> {
-    let Some(line) = table.active(relation.tablespace) else { return Ok(()) };
+    let Some(line) = table.active(relation.tablespace) else {
+        server::lock_tablespace(relation.tablespace, true);
+        return Ok(());
+    };
     if table.is_logged(line.index) {
         return Ok(());
     }
-    log_line(table, line)?;
-    table.set_logged(line.index);
-    Ok(())
-}
-
-fn log_line(table: &KeyTable, line: LineInfo) -> Result<(), TablespaceError> {
+    server::lock_keyring(false);
     let keyring = keys::open_keyring(table)?;
-    let scope = keyring.scope(keyring::LineNumber(line.line))?;
-    let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: line.line })?;
-    log(&keyring, &facts)?;
+    log_pending(table, &keyring)?;
     Ok(())
 }
 
-/// Retires the key line of a tablespace that was dropped. Its key stays in the keyring for old backups.
+/// Retires the key line of a tablespace that was dropped. Its key stays in the keyring for old backups. The caller has
+/// [`server::lock_keyring`] since before the drop: waiting for it now could be cancelled.
 ///
 /// # Errors
 /// When the keyring cannot be changed; the tablespace is gone all the same.
 pub(crate) fn retire(oid: u32) -> Result<(), TablespaceError> {
     let table = key_table().ok_or(TablespaceError::NotActive)?;
     let Some(line) = table.active(oid) else { return Ok(()) };
-    let _lock = server::lock(Lock::State, true);
     let keyring = keys::open_keyring(table)?;
-    let from = WalPosition(server::insert_position());
-    server::flush_wal(from.0);
-    let scope = keyring.retire(keyring::LineNumber(line.line), from)?;
-    let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: line.line })?;
-    log(&keyring, &facts)?;
-    table.end(line.index, facts.end);
+    let from = WalPosition(log(&keyring, line)?);
+    let changed = keyring.retire(LineNumber(line.line), from);
+    keys::synchronize(table)?;
+    changed?;
+    log_pending(table, &keyring)?;
     Ok(())
 }
 
@@ -276,6 +290,7 @@ pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
         return Err(TablespaceError::InRecovery);
     }
     let mut hsm = keys::open_hsm()?;
+    server::lock_keyring(false);
     let keyring = keys::open_keyring(table)?;
     hsm.generate_version()?;
     let rewrapped = keyring.rewrap_all(&hsm, |_| {
@@ -283,7 +298,8 @@ pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
         ControlFlow::Continue(())
     })?;
     for line in table.lines() {
-        log_line(table, line)?;
+        table.set_logged(line.index, false);
     }
+    log_pending(table, &keyring)?;
     Ok(rewrapped)
 }

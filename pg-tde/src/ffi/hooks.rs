@@ -16,7 +16,7 @@ use page_cipher::pg::{Fork, Page};
 use pgrx::pg_sys::{self, BlockNumber, ForkNumber, SMgrRelation};
 use pgrx::prelude::*;
 
-use super::server::{self, Lock};
+use super::server;
 use super::smgr_table::{SmgrTable, TableError, phantom_relation};
 use crate::compat::{self, md, md::slot};
 use crate::page_io::{self, Opened, PageAddress, Sealed};
@@ -150,28 +150,21 @@ unsafe extern "C-unwind" fn seal_page(
     })
 }
 
-/// Makes the WAL hold the key line of the relation's tablespace, and keeps that tablespace as it is until the file is there.
+/// Makes the WAL hold the key line of an encrypted tablespace, and a plain one stay plain until the transaction ends.
 ///
 /// # Safety
 /// `reln` is valid.
 #[pg_guard]
-unsafe extern "C-unwind" fn before_create(reln: SMgrRelation, is_redo: bool) -> bool {
-    let Some(table) = tablespace::key_table() else { return false };
+unsafe extern "C-unwind" fn before_create(reln: SMgrRelation, is_redo: bool) {
+    let Some(table) = tablespace::key_table() else { return };
     // SAFETY: the caller's promise.
     let relation = compat::relation_id(unsafe { &*reln });
-    if is_redo || relation.tablespace < key_table::FIRST_USER_OID || server::holds(Lock::State) {
-        return false;
+    if is_redo || relation.tablespace < key_table::FIRST_USER_OID {
+        return;
     }
     if let Err(error) = tablespace::before_create(table, relation) {
         report::create_error(relation, &error);
     }
-    server::acquire(Lock::State, false)
-}
-
-/// Lets go of what `before_create` took.
-#[pg_guard]
-unsafe extern "C-unwind" fn after_create() {
-    server::release(Lock::State);
 }
 
 /// `smgr_read`
@@ -272,18 +265,14 @@ unsafe extern "C-unwind" fn extend(
     }
 }
 
-/// `smgr_create`: no file may appear in a tablespace while its state changes. If the server fails in between, it releases the
-/// lock when the transaction aborts.
+/// `smgr_create`
 unsafe extern "C-unwind" fn create(reln: SMgrRelation, fork: ForkNumber::Type, is_redo: bool) {
     if marked(CREATE) {
         return;
     }
     // SAFETY: the arguments are passed on as they came.
     unsafe {
-        let locked = before_create(reln, is_redo);
+        before_create(reln, is_redo);
         md::mdcreate(reln, fork, is_redo);
-        if locked {
-            after_create();
-        }
     }
 }

@@ -70,18 +70,27 @@ fn start() -> Result<(), Box<dyn Error>> {
 
 /// A torn page of ciphertext is lost whole, so the WAL must always hold an image of it.
 fn force_settings() {
-    for (name, value) in [(c"full_page_writes", c"on"), (c"wal_log_hints", c"on")] {
-        if server::setting(name).as_deref() == Some("off") {
-            let name = name.to_string_lossy();
+    // With wal_level "minimal" pages of new relations are written without WAL.
+    for (name, value, refused) in [
+        (c"full_page_writes", c"on", "off"),
+        (c"wal_log_hints", c"on", "off"),
+        (c"wal_level", c"replica", "minimal"),
+    ] {
+        let weak = server::setting(name).as_deref() == Some(refused);
+        if weak {
+            let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
             report::send(
                 PgLogLevel::LOG,
                 PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
-                &format!("pg_tde sets {name} to on"),
+                &format!("pg_tde sets {name} to {value}"),
                 "Without page images in the WAL a crash could lose encrypted pages.",
                 "",
             );
         }
-        server::force_setting(name, value);
+        // Also when it is on: a reload must not switch it off. A WAL level above replica stays.
+        if weak || refused == "off" {
+            server::force_setting(name, value);
+        }
     }
 }
 
@@ -143,6 +152,13 @@ unsafe extern "C-unwind" fn attach() {
     server::attach();
     let Some(table) = tablespace::key_table() else { return };
     table.placeholders.clear();
+    if let Err(error) = keys::synchronize(table) {
+        fatal(
+            "pg_tde cannot read the keyring",
+            &report::chain(&error),
+            "Mend what the detail names and start the server again.",
+        );
+    }
     if let Err(error) = double_write::replay(table) {
         fatal(
             "pg_tde cannot put back pages that a crash may have torn",

@@ -2,11 +2,13 @@
 
 use std::ffi::{CStr, c_char};
 
+use keyring::KeyringError;
 use pgrx::pg_sys::{self, RmgrData, StringInfo, XLogReaderState};
 use pgrx::prelude::*;
 
-use super::server::{self, Lock};
-use crate::keys::{KeyError, LineFacts};
+use super::server;
+use crate::keys::{self, KeyError, LineFacts};
+use crate::manifest::Manifest;
 use crate::{placeholder, report, settings, tablespace, wal};
 
 /// Our resource manager's ID, in every WAL that pg_tde ever wrote: never to be changed.
@@ -62,20 +64,30 @@ unsafe extern "C-unwind" fn redo(reader: *mut XLogReaderState) {
 fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     let (facts, exported) = wal::decode(payload)?;
     let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
-    keyring::Keyring::import(&settings::keyring_directory(), exported).map_err(KeyError::from)?;
-    let _lock = server::lock(Lock::State, true);
-    let index = LineFacts::add_to(&facts, table)?;
-    table.set_logged(index);
+    let imported = loop {
+        match keyring::Keyring::import(&settings::keyring_directory(), exported) {
+            // Somebody works on the keyring; an error would end the server.
+            Err(KeyringError::LockBusy { .. }) => {
+                report::waiting_for_keyring();
+                server::wait_in_redo(1000);
+            }
+            imported => break imported.map_err(KeyError::from)?,
+        }
+    };
+    Manifest::name(imported.keyring, facts.named())?;
+    LineFacts::add_to(&facts, table)?;
     Ok(())
 }
 
 /// `rm_cleanup`: redo has ended; what it could not repair ends the server here, before anybody reads it.
 #[pg_guard]
 unsafe extern "C-unwind" fn cleanup() {
-    if let Some(table) = tablespace::key_table()
-        && let Err(torn) = placeholder::settle(table)
-    {
+    let Some(table) = tablespace::key_table() else { return };
+    if let Err(torn) = placeholder::settle(table) {
         report::still_torn(&torn, true);
+    }
+    if let Err(error) = keys::check_end_of_redo(table, server::replay_position()) {
+        report::wrong_keyring(&error);
     }
 }
 

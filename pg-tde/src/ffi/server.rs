@@ -12,20 +12,12 @@ use pgrx::pg_sys;
 use crate::compat::{self, RelationId};
 
 /// Name of our lock tranche, as `pg_stat_activity.wait_event` shows it.
-const TRANCHE: &CStr = c"pg_tde_state";
+const TRANCHE: &CStr = c"pg_tde_double_write";
 
-/// Our locks; the number is the place in the tranche.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lock {
-    /// How tablespaces are stored: shared to create a file, exclusive to change it.
-    State = 0,
-    /// The double-write files.
-    DoubleWrite = 1,
-}
+/// Sub-object of our locks, so that they are not those of COMMENT ON TABLESPACE and the like.
+const LOCK_SUBOBJECT: u16 = 1;
 
-const LOCKS: i32 = 2;
-
-static TRANCHE_START: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
+static DOUBLE_WRITE_LOCK: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
 static CONTROL_FILE: AtomicPtr<pg_sys::ControlFileData> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Whether this process replays WAL (the startup process, or a standalone backend in recovery).
@@ -50,18 +42,6 @@ pub(crate) fn reached_consistency() -> bool {
 pub(crate) fn replay_position() -> u64 {
     // SAFETY: a null timeline pointer is allowed; the rest is shared memory under its spinlock.
     unsafe { pg_sys::GetXLogReplayRecPtr(std::ptr::null_mut()) }
-}
-
-/// Where the next WAL record will go.
-pub(crate) fn insert_position() -> u64 {
-    // SAFETY: reads shared memory under its spinlock; WAL may be inserted where this is called.
-    unsafe { pg_sys::GetXLogInsertRecPtr() }
-}
-
-/// Makes WAL durable up to a position.
-pub(crate) fn flush_wal(up_to: u64) {
-    // SAFETY: called by backends that may write WAL.
-    unsafe { pg_sys::XLogFlush(up_to) }
 }
 
 /// Inserts a record of our resource manager, makes it durable and returns its end.
@@ -102,14 +82,14 @@ pub(crate) fn completed_redo() -> u64 {
 /// Asks for what [`attach`] finds later. Called while shared memory is sized.
 pub(crate) fn request_shared_memory() {
     // SAFETY: called in shmem_request_hook, or before shared memory is created.
-    unsafe { pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), LOCKS) }
+    unsafe { pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1) }
 }
 
 /// Finds our lock and the control file in shared memory that was just created.
 pub(crate) fn attach() {
     // SAFETY: called in shmem_startup_hook, where the tranche that was requested exists.
     let start = unsafe { pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr()) };
-    TRANCHE_START.store(start, Ordering::Relaxed);
+    DOUBLE_WRITE_LOCK.store(start, Ordering::Relaxed);
     let mut found = false;
     // SAFETY: shmem.c returns the existing structure of that name and size (access/transam/xlog.c XLOGShmemInit makes
     // it); a server with another size raises an error.
@@ -125,47 +105,27 @@ pub(crate) fn attach() {
     }
 }
 
-/// Holds one of our locks; released on drop.
+/// Holds the lock on the double-write files; released on drop.
 pub(crate) struct Locked(*mut pg_sys::LWLock);
 
-fn lock_pointer(which: Lock) -> Option<*mut pg_sys::LWLock> {
-    let start = TRANCHE_START.load(Ordering::Relaxed);
-    // SAFETY: the tranche has `LOCKS` locks, of which `which` is one, in shared memory.
-    (!start.is_null()).then(|| unsafe { &raw mut (*start.add(which as usize)).lock })
-}
-
-/// Waits for a lock. `None` before shared memory exists (bootstrap), when there is one process.
-pub(crate) fn lock(which: Lock, exclusive: bool) -> Option<Locked> {
-    acquire(which, exclusive).then(|| lock_pointer(which).map(Locked)).flatten()
-}
-
-/// Waits for a lock that [`release`] gives back, or the server when the transaction aborts. `false` before shared memory
-/// exists.
-pub(crate) fn acquire(which: Lock, exclusive: bool) -> bool {
-    let Some(lock) = lock_pointer(which) else { return false };
-    let mode = if exclusive { pg_sys::LWLockMode::LW_EXCLUSIVE } else { pg_sys::LWLockMode::LW_SHARED };
-    // SAFETY: the lock lives in shared memory as long as this process.
-    unsafe { pg_sys::LWLockAcquire(lock, mode) };
-    true
-}
-
-/// Gives a lock back.
-pub(crate) fn release(which: Lock) {
-    if let Some(lock) = lock_pointer(which) {
-        // SAFETY: as in `acquire`; the caller holds the lock.
-        unsafe { pg_sys::LWLockRelease(lock) }
+/// Waits for the double-write files. `None` before shared memory exists (bootstrap), when there is one process.
+pub(crate) fn lock_double_write() -> Option<Locked> {
+    let start = DOUBLE_WRITE_LOCK.load(Ordering::Relaxed);
+    if start.is_null() {
+        return None;
     }
-}
-
-/// Whether this process holds a lock already.
-pub(crate) fn holds(which: Lock) -> bool {
-    // SAFETY: as in `lock`.
-    lock_pointer(which).is_some_and(|lock| unsafe { pg_sys::LWLockHeldByMe(lock) })
+    // SAFETY: a tranche of one lock starts with it; it lives in shared memory as long as this process.
+    let lock = unsafe {
+        let lock = &raw mut (*start).lock;
+        pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
+        lock
+    };
+    Some(Locked(lock))
 }
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        // SAFETY: the lock was acquired in `acquire`. After an ERROR the server has reset the hold-off count and will
+        // SAFETY: the lock was acquired in `lock_double_write`. After an ERROR the server has reset the hold-off count and will
         // release all locks itself when the transaction aborts.
         unsafe {
             if pg_sys::InterruptHoldoffCount > 0 && pg_sys::LWLockHeldByMe(self.0) {
@@ -301,5 +261,39 @@ pub(crate) fn forget_backtraces() {
                 std::env::set_var(name, value);
             }
         }
+    }
+}
+
+/// Changes of the keyring and of the state of tablespaces, one at a time, and none while a statement copies files past the
+/// storage manager (`shared`). Kept to the end of the transaction. Can be interrupted.
+pub(crate) fn lock_keyring(shared: bool) {
+    // No tablespace has OID 0.
+    lock_tablespace(0, shared);
+}
+
+/// A tablespace whose files are made (`shared`) or must not change. Kept to the end of the transaction. Can be
+/// interrupted.
+pub(crate) fn lock_tablespace(oid: u32, shared: bool) {
+    let mode = if shared { pg_sys::AccessShareLock } else { pg_sys::AccessExclusiveLock };
+    // SET_LOCKTAG_OBJECT (storage/lock.h); LockSharedObject would also process invalidations, for which smgrcreate is no
+    // place.
+    let tag = pg_sys::LOCKTAG {
+        locktag_field1: 0,
+        locktag_field2: pg_sys::TableSpaceRelationId.to_u32(),
+        locktag_field3: oid,
+        locktag_field4: LOCK_SUBOBJECT,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+    };
+    // SAFETY: called inside a transaction; the lock manager copies the tag.
+    unsafe { pg_sys::LockAcquire(&raw const tag, mode as i32, false, false) };
+}
+
+/// Whether somebody asked this process to cancel its statement or to end.
+pub(crate) fn cancel_requested() -> bool {
+    // SAFETY: flags that signal handlers of this process set.
+    unsafe {
+        (&raw const pg_sys::QueryCancelPending).read_volatile() != 0
+            || (&raw const pg_sys::ProcDiePending).read_volatile() != 0
     }
 }

@@ -82,6 +82,7 @@ fn tablespace_lines() -> TableIterator<
     let table = table();
     let rows: Vec<_> = table
         .lines()
+        .filter(|line| line.end != 0) // made, never put to use
         .map(|line| {
             (
                 line.line.cast_signed(),
@@ -116,8 +117,9 @@ fn key_versions() -> TableIterator<
         Ok(keyring) => keyring,
         Err(error) => fail(&error.into()),
     };
-    let scopes = match keyring.scopes() {
-        Ok(scopes) => scopes,
+    // A standby may not have all lines yet.
+    let scopes = match keyring.survey() {
+        Ok(survey) => survey.scopes,
         Err(error) => fail(&error.into()),
     };
     let mut rows = Vec::new();

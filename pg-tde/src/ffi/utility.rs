@@ -91,6 +91,7 @@ unsafe extern "C-unwind" fn process_utility(
 ) {
     // SAFETY: the arguments are passed on as they came; the static was set before any child existed.
     unsafe {
+        refuse_torn_pages();
         let dropped = before_utility(statement);
         let next = match NEXT_UTILITY {
             Some(next) => next,
@@ -116,12 +117,17 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<u32> {
                 let drop = node.cast::<pg_sys::DropTableSpaceStmt>();
                 let name = CStr::from_ptr((*drop).tablespacename).to_str().ok()?;
                 let oid = server::tablespace_oid(name)?;
-                table.active(oid).map(|line| line.tablespace)
+                table.active(oid)?;
+                server::lock_keyring(false);
+                Some(oid)
             }
             NodeTag::T_CreatedbStmt => {
                 let options = (*node.cast::<pg_sys::CreatedbStmt>()).options;
                 let copies_files =
                     option(options, c"strategy").is_some_and(|value| value.eq_ignore_ascii_case("file_copy"));
+                if copies_files {
+                    server::lock_keyring(true);
+                }
                 if copies_files && table.lines().any(|line| line.end == crate::key_table::OPEN_END) {
                     refuse(
                         "CREATE DATABASE with strategy FILE_COPY is not possible while a tablespace is encrypted",
@@ -134,6 +140,7 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<u32> {
                 let alter = node.cast::<pg_sys::AlterDatabaseStmt>();
                 let target = option((*alter).options, c"tablespace")?;
                 let database = CStr::from_ptr((*alter).dbname).to_str().ok()?;
+                server::lock_keyring(true);
                 let touched = [server::tablespace_oid(&target), database_tablespace(database)];
                 if touched.into_iter().flatten().any(|oid| table.active(oid).is_some()) {
                     refuse(
@@ -161,6 +168,9 @@ unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<String> {
     unsafe {
         let options = PgList::<pg_sys::DefElem>::from_pg(options);
         let element = options.iter_ptr().find(|element| CStr::from_ptr((**element).defname) == name)?;
+        if (*element).arg.is_null() {
+            return None; // DEFAULT
+        }
         Some(CStr::from_ptr(pg_sys::defGetString(element)).to_string_lossy().into_owned())
     }
 }
