@@ -183,6 +183,25 @@ fn whole_records_cut_off_the_end_are_missed() {
     }
 }
 
+/// Two histories of one store, as a restored copy makes them: each log is authentic, but not with the other's root.
+#[test]
+fn a_log_from_another_history_is_refused() {
+    let f = eventful();
+    let before = f.files();
+    f.user().close().unwrap();
+    let one = f.files();
+    f.restore(&before);
+    f.user().close().unwrap();
+    f.write(LOG, &one[LOG]);
+    assert_eq!(split(&one[LOG]).len(), split(&before[LOG]).len() + 2);
+    match f.login("user", USER_PIN) {
+        Err(HsmError::Audit(AuditError::Anchor { segment, sequence })) => {
+            assert_eq!((segment.as_str(), sequence), (LOG, split(&one[LOG]).len() as u64));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 /// The documented window: failed logins after the last anchor can be cut off, and nothing before them.
 #[test]
 fn only_failed_logins_after_the_anchor_can_be_cut_off() {
