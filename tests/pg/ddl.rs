@@ -186,6 +186,7 @@ fn file_copy_and_alter_database_set_tablespace_are_refused_before_anything_is_co
     }
     assert_eq!(listing(&cluster), before);
     assert_eq!(cluster.int("SELECT count(*) FROM pg_database WHERE datname = 'x'"), 0);
+    cluster.run("CREATE DATABASE z TEMPLATE outside STRATEGY DEFAULT");
     // Nothing of this concerns a database that touches no encrypted tablespace.
     cluster.run("ALTER DATABASE outside SET TABLESPACE pg_default");
 }

@@ -4,9 +4,11 @@
 mod canary;
 mod crash;
 mod ddl;
+mod interrupted;
 mod keys;
 mod refusals;
 mod regress;
+mod restore;
 mod secrets;
 mod standby;
 mod stock_tools;

@@ -28,8 +28,13 @@ struct Scenario {
 }
 
 fn run(scenario: &Scenario) {
+    run_with(scenario, &[]);
+}
+
+fn run_with(scenario: &Scenario, settings: &[(&str, &str)]) {
     // A torn page fails PostgreSQL's own checksum, which is no part of this promise in a plain cluster.
-    let mut cluster = Cluster::builder()
+    let builder = settings.iter().fold(Cluster::builder(), |b, (name, value)| b.conf(name, value));
+    let mut cluster = builder
         .checksums(!plain_mode())
         .fsync()
         .conf("shared_buffers", "1MB")
@@ -159,6 +164,24 @@ fn a_torn_spgist_metapage_is_healed() {
         ask: "SELECT count(*), sum(id) FROM t WHERE at <@ box '(0,0),(60,60)'",
         must_tear: "i",
     });
+}
+
+/// Built without WAL, the metapage keeps LSN 0 for ever.
+#[test]
+fn a_torn_spgist_metapage_of_an_index_built_without_wal_is_healed() {
+    run_with(
+        &Scenario {
+            setup: &[
+                "CREATE TABLE t (id int, at point)",
+                "INSERT INTO t SELECT i, point(i % 173, i % 97) FROM generate_series(1, 3000) i",
+                "CREATE INDEX i ON t USING spgist (at)",
+            ],
+            change: &["INSERT INTO t VALUES (1, point(1, 1))"],
+            ask: "SELECT count(*), sum(id) FROM t WHERE at <@ box '(0,0),(60,60)'",
+            must_tear: "i",
+        },
+        &[("wal_level", "minimal"), ("max_wal_senders", "0"), ("wal_skip_threshold", "0")],
+    );
 }
 
 #[test]

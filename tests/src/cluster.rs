@@ -329,10 +329,20 @@ impl Cluster {
 
     /// SIGKILLs one backend that a client of the test owns; returns when the server has restarted itself.
     pub fn kill_a_backend(&self) {
-        let mut victim = self.connect("postgres");
-        let pid = victim.int("SELECT pg_backend_pid()") as i32;
-        Process::find(pid).expect("a backend").signal(Signal::KILL);
-        let _ = victim.try_run("SELECT 1");
+        let mut session = self.connect("postgres");
+        let pid = session.int("SELECT pg_backend_pid()") as i32;
+        self.kill_backend(Process::find(pid).expect("a backend"));
+    }
+
+    /// SIGKILLs `backend`; returns when the server has restarted itself.
+    pub fn kill_backend(&self, backend: Process) {
+        let mark = self.log_mark();
+        backend.signal(Signal::KILL);
+        let begin = Instant::now();
+        while !self.log_from(mark).contains("all server processes terminated; reinitializing") {
+            assert!(begin.elapsed() < START_LIMIT, "the server did not notice:\n{}", self.log_from(mark));
+            thread::sleep(Duration::from_millis(10));
+        }
         self.wait_until_up();
     }
 

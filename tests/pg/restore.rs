@@ -1,0 +1,152 @@
+//! Backups, moved directories and recovery to a point in time: data and keys meet again, or the server says what is missing.
+
+use std::fs;
+use std::time::Duration;
+
+use tde_tests::{Cluster, files};
+
+fn fill(cluster: &Cluster, table: &str, tablespace: &str) {
+    cluster.run(&format!(
+        "CREATE TABLE {table} TABLESPACE {tablespace} AS SELECT i, 'canary-{table}-' || i AS secret FROM generate_series(1, 1000) i"
+    ));
+}
+
+fn readable(cluster: &Cluster, table: &str) {
+    assert_eq!(
+        cluster.int(&format!("SELECT count(*) FROM {table} WHERE secret LIKE 'canary-{table}-%'")),
+        1000
+    );
+}
+
+fn refused(cluster: &mut Cluster, word: &str) {
+    let failure = cluster.try_start().expect_err("it must not start without its keys");
+    assert!(failure.log.contains("FATAL") && failure.log.contains(word), "{}", failure.log);
+    assert!(failure.after < Duration::from_secs(20));
+}
+
+/// A server that finds no keyring where it is told to look must not make one and go on in clear.
+#[test]
+fn a_keyring_setting_that_points_elsewhere_is_refused() {
+    let mut cluster = Cluster::builder().fsync().start();
+    cluster.encrypted_tablespace("secure");
+    fill(&cluster, "t", "secure");
+    cluster.stop();
+    let elsewhere = cluster.dir().join("elsewhere");
+    cluster.configure("pg_tde.keyring", elsewhere.to_str().unwrap());
+    refused(&mut cluster, "keyring");
+    cluster.configure("pg_tde.keyring", "pg_tde");
+    cluster.start();
+    readable(&cluster, "t");
+    cluster.crash();
+    cluster.configure("pg_tde.keyring", elsewhere.to_str().unwrap());
+    refused(&mut cluster, "keyring");
+}
+
+/// The HSM has never seen this directory: only the data itself can tell that keys are missing.
+#[test]
+fn a_backup_without_its_keyring_is_refused_as_server_and_as_standby() {
+    let primary = Cluster::builder().fsync().start();
+    primary.encrypted_tablespace("secure");
+    fill(&primary, "t", "secure");
+    for standby in [false, true] {
+        let mut options = vec!["--checkpoint=fast"];
+        if standby {
+            options.push("--write-recovery-conf");
+        }
+        let mut restored = Cluster::backup_of(&primary, &options, || ());
+        fs::remove_dir_all(restored.data().join("pg_tde")).unwrap();
+        if let Ok(()) = restored.try_start() {
+            // Starting would be right only if no page is written or read without its key.
+            let table = restored.try_run("SELECT count(*) FROM t");
+            panic!("standby {standby}: the server started without a keyring; reading gives {table:?}");
+        }
+        assert!(restored.log().contains("FATAL") && restored.log().contains("keyring"), "{}", restored.log());
+        assert!(files::files_with(&restored.ts_dir(), b"canary-").is_empty());
+    }
+}
+
+/// A standby with a copy of the keyring that is older than its data.
+#[test]
+fn a_backup_with_an_older_keyring_is_refused() {
+    let primary = Cluster::builder().fsync().start();
+    primary.encrypted_tablespace("first");
+    let old = primary.dir().join("old");
+    tde_tests::command_output(
+        std::process::Command::new("cp").arg("-a").arg(primary.data().join("pg_tde")).arg(&old),
+    );
+    primary.encrypted_tablespace("second");
+    fill(&primary, "t", "second");
+    let mut restored = Cluster::backup_of(&primary, &["--checkpoint=fast"], || ());
+    let keyring = restored.data().join("pg_tde");
+    fs::remove_dir_all(&keyring).unwrap();
+    tde_tests::command_output(std::process::Command::new("cp").arg("-a").arg(&old).arg(&keyring));
+    refused(&mut restored, "keyring");
+}
+
+#[test]
+fn a_data_directory_that_moved_keeps_working() {
+    let primary = Cluster::builder().fsync().start();
+    primary.encrypted_tablespace("secure");
+    fill(&primary, "t", "secure");
+    let mut restored = Cluster::backup_of(&primary, &["--checkpoint=fast"], || ());
+    restored.start();
+    readable(&restored, "t");
+    assert_eq!(restored.text("SELECT state FROM tde.tablespaces WHERE name = 'secure'"), "encrypted");
+    fill(&restored, "u", "secure");
+    restored.restart();
+    readable(&restored, "u");
+    assert!(files::files_with(&restored.ts_dir(), b"canary-").is_empty());
+}
+
+/// Recovery to a point before a tablespace was dropped, and before another one was encrypted, with the keyring of today.
+#[test]
+fn recovery_to_a_point_in_time_with_a_newer_keyring() {
+    let keyring_outside = |c: &Cluster| c.dir().join("keyring");
+    let mut primary = Cluster::builder().fsync().conf("wal_keep_size", "512MB").create();
+    let keyring = keyring_outside(&primary);
+    primary.configure("pg_tde.keyring", keyring.to_str().unwrap());
+    primary.start();
+    primary.run("CREATE EXTENSION pg_tde");
+    primary.encrypted_tablespace("secure");
+    primary.plain_tablespace("later");
+    fill(&primary, "t", "secure");
+    fill(&primary, "p", "later");
+    let mut restored = Cluster::backup_of(&primary, &["--checkpoint=fast"], || ());
+    fill(&primary, "u", "secure");
+    let target = primary.text("SELECT pg_current_wal_insert_lsn()");
+    primary.run("DROP TABLE t, u, p");
+    primary.run("CHECKPOINT");
+    primary.run("DROP TABLESPACE secure");
+    primary.run("SELECT tde.encrypt_tablespace('later')");
+    fill(&primary, "q", "later");
+    primary.run("SELECT pg_switch_wal()");
+    let wal = primary.data().join("pg_wal");
+    primary.stop();
+
+    fs::write(restored.data().join("recovery.signal"), "").unwrap();
+    restored.root().own(&restored.data().join("recovery.signal"));
+    restored.configure("restore_command", &format!("cp {}/%f %p", wal.display()));
+    restored.configure("recovery_target_lsn", &target);
+    restored.configure("recovery_target_action", "promote");
+    restored.start();
+    restored.wait_until_up();
+    for pass in 0..3 {
+        while restored.text("SELECT pg_is_in_recovery()") == "t" {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for table in ["t", "u", "p"] {
+            readable(&restored, table);
+        }
+        let state =
+            |name: &str| restored.text(&format!("SELECT state FROM tde.tablespaces WHERE name = '{name}'"));
+        assert_eq!(
+            (state("secure").as_str(), state("later").as_str()),
+            ("encrypted", "plain"),
+            "pass {pass}"
+        );
+        fill(&restored, &format!("new{pass}"), "secure");
+        restored.run("CHECKPOINT");
+        assert!(files::files_with(&restored.ts_dir().join("secure"), b"canary-").is_empty(), "pass {pass}");
+        if pass == 0 { restored.restart() } else { restored.crash_and_recover() }
+    }
+}
