@@ -25,7 +25,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
@@ -36,7 +36,7 @@ use crate::compat::RelationId;
 use crate::ffi::server;
 use crate::key_table::KeyTable;
 use crate::page_io::PageAddress;
-use crate::{report, settings};
+use crate::report;
 
 const MAGIC: [u8; 4] = *b"TDW1";
 const HEADER: usize = 32;
@@ -59,7 +59,7 @@ fn at_path<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> 
 }
 
 fn file_path(index: u64) -> PathBuf {
-    settings::keyring_directory().join(format!("double-write.{index}"))
+    server::data_directory().join(format!("pg_tde.double-write.{index}"))
 }
 
 /// Whether a page of this address and LSN must be saved before it is written in place.
@@ -84,18 +84,23 @@ pub(crate) fn put(table: &KeyTable, at: PageAddress, sealed: &Page) -> Result<()
         state.epoch.store(epoch, Relaxed);
     }
     let path = file_path(state.file.load(Relaxed));
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .create(true)
-        .append(true)
+        .write(true)
+        .truncate(fresh)
         .mode(0o600)
         .open(&path)
         .map_err(at_path("open", &path))?;
-    if fresh {
-        file.set_len(0).map_err(at_path("truncate", &path))?;
-    }
+    // Whole records only: what a failed write left behind would end the reading of the file.
+    let length = file.metadata().map_err(at_path("look at", &path))?.len() / RECORD as u64 * RECORD as u64;
     let sequence = state.sequence.fetch_add(1, Relaxed) + 1;
-    file.write_all(&encode(at, sequence, sealed)).map_err(at_path("write", &path))?;
-    file.sync_data().map_err(at_path("sync", &path))
+    file.write_all_at(&encode(at, sequence, sealed), length).map_err(at_path("write", &path))?;
+    file.sync_data().map_err(at_path("sync", &path))?;
+    if length == 0 {
+        let directory = server::data_directory();
+        File::open(&directory).and_then(|file| file.sync_all()).map_err(at_path("sync", &directory))?;
+    }
+    Ok(())
 }
 
 fn encode(at: PageAddress, sequence: u64, sealed: &Page) -> [u8; RECORD] {

@@ -352,6 +352,11 @@ impl KeyTable {
         self.seal_present.store(1, Release);
     }
 
+    /// Forgets the key of the keyring's seals: another keyring was adopted.
+    pub(crate) fn forget_seal_key(&self) {
+        self.seal_present.store(0, Release);
+    }
+
     /// The key of the keyring's seals, once it is known.
     pub(crate) fn seal_key(&self) -> Option<SecretBytes<32>> {
         (self.seal_present.load(Acquire) != 0).then(|| load_words(&self.seal))

@@ -129,7 +129,9 @@ impl KeyError {
             Self::Hsm(MasterKeyError::Away(_))
             | Self::Keyring(KeyringError::HsmAway { .. })
             | Self::Pin(_) => true,
-            Self::Login(error) => matches!(error.kind(), ErrorKind::HsmAway | ErrorKind::Login),
+            // Not a wrong PIN: to try it again and again would lock the user.
+            Self::Login(HsmError::LockedUntil { .. }) => true,
+            Self::Login(error) => error.kind() == ErrorKind::HsmAway,
             _ => false,
         }
     }
@@ -191,8 +193,10 @@ pub(crate) fn load(table: &KeyTable) -> Result<(), KeyError> {
         unlocked.check_sum()?;
     }
     check_manifest(table, manifest, &unlocked, &scopes, recovers)?;
+    // Recovery of this server begins here; of a copy of another one, where its backup began.
+    let redo = if recovers { 0 } else { server::checkpoint_redo() };
     for scope in scopes.iter().filter(|scope| !scope.is_draft()) {
-        let Some(facts) = LineFacts::of(scope) else { continue };
+        let Some(facts) = LineFacts::of(scope).filter(|facts| facts.end > redo) else { continue };
         let dek = unlocked.dek_of(scope, facts.version, &hsm)?;
         let index = facts.add_to(table)?;
         table.set_dek(index, &dek);
@@ -233,7 +237,10 @@ pub(crate) fn synchronize(table: &KeyTable) -> Result<(), KeyError> {
     let Some(seal_key) = table.seal_key() else { return Ok(()) };
     let keyring = Keyring::open(&settings::keyring_directory())?.unlock_with_seal_key(seal_key)?;
     for scope in keyring.survey()?.scopes.iter().filter(|scope| !scope.is_draft()) {
-        if let Some(facts) = LineFacts::of(scope) {
+        let Some(facts) = LineFacts::of(scope) else { continue };
+        let known = table.lines().any(|line| line.line == facts.line.0);
+        // Lines that ended before this server started were left out on purpose.
+        if known || facts.end == OPEN_END {
             facts.add_to(table)?;
         }
     }
@@ -409,6 +416,9 @@ fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
         let (dir, line, tablespace) = (settings::keyring_directory(), line.line, line.tablespace);
         return Err(KeyError::LineLost { dir, line, tablespace });
     }
+    if table.dek(line.index)?.is_some() {
+        return Ok(()); // another process was faster
+    }
     let hsm = open_hsm()?;
     let dir = settings::keyring_directory();
     if !is_keyring(&dir) {
@@ -416,8 +426,10 @@ fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
     }
     let unlocked = unlocked_for(table, &hsm)?;
     let scope = unlocked.scope(LineNumber(line.line))?;
-    let same = LineFacts::of(&scope)
-        .is_some_and(|facts| (facts.tablespace, facts.cipher) == (line.tablespace, line.cipher));
+    let same = LineFacts::of(&scope).is_some_and(|facts| {
+        (facts.tablespace, facts.cipher) == (line.tablespace, line.cipher)
+            && (facts.start == line.start || scope.is_draft() || line.end == 0)
+    });
     if !same {
         return Err(KeyError::Mismatch { line: line.line });
     }

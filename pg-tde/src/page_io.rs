@@ -6,6 +6,7 @@ use page_cipher::pg::{self, Fork, OpenError, Page, SealError, UnsupportedCipher}
 use secret_mem::RandomError;
 
 use crate::compat::RelationId;
+use crate::ffi::server;
 use crate::key_table::{KeyTable, TableError};
 use crate::keys::{self, KeyError};
 use crate::placeholder;
@@ -130,7 +131,7 @@ pub(crate) fn open(table: &'static KeyTable, at: PageAddress, page: &mut Page) -
 
 /// Decides what the buffer manager gets for a page that does not open.
 fn refuse(table: &'static KeyTable, at: PageAddress, error: &OpenError, page: &mut Page) -> Opened {
-    let counters = table.counters(std::process::id());
+    let counters = table.counters(server::pid());
     let cause = match *error {
         // Ciphertext, torn or not, has no valid header.
         _ if pg::header_is_valid(page, at.fork) => Cause::Plain,

@@ -11,6 +11,8 @@ use hsm_engine::{Pin, PinError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::ffi::server;
+
 /// How long to wait before looking for a cancel request.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -108,14 +110,10 @@ pub(crate) fn run(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Pin, PinCommandError> {
     let deadline = Instant::now() + timeout;
-    let mut child = Command::new("/bin/sh")
-        .arg("-c")
-        .arg(command)
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(PinCommandError::Start)?;
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(command).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
+    server::close_files_in_child(&mut shell);
+    let mut child = shell.spawn().map_err(PinCommandError::Start)?;
     let pipe = child.stdout.take();
     let mut running = Running { child, done: false };
     let Some(pipe) = pipe else {
@@ -178,6 +176,18 @@ mod tests {
         std::thread::sleep(Duration::from_millis(200));
         let alive = Command::new("pgrep").arg("-f").arg(format!("^sleep {marker}")).status().expect("pgrep");
         assert!(!alive.success(), "a child of the PIN command is still there");
+    }
+
+    #[test]
+    fn the_command_does_not_inherit_open_files() {
+        let path = std::env::temp_dir().join(format!("pin-command-test-{}", std::process::id()));
+        let file = std::fs::File::create(&path).expect("created");
+        rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).expect("inheritable");
+        let command =
+            format!("if ls -l /proc/self/fd | grep -q {}; then exit 7; fi; echo 1234", path.display());
+        let result = quickly(&command);
+        std::fs::remove_file(&path).expect("removed");
+        assert!(result.is_ok(), "{result:?}");
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Process {
             temporary_key: None,
             recovery_over: false,
             data_checksums: server::data_checksums(),
-            pid: std::process::id(),
+            pid: server::pid(),
         }
     }
 
@@ -80,7 +80,7 @@ impl Process {
     /// `work` must not call anything that may read or write a page.
     pub(crate) fn with<R>(table: &'static KeyTable, work: impl FnOnce(&mut Process) -> R) -> R {
         PROCESS.with_borrow_mut(|slot| {
-            if slot.as_ref().is_none_or(|process| process.pid != std::process::id()) {
+            if slot.as_ref().is_none_or(|process| process.pid != server::pid()) {
                 *slot = Some(Process::new(table));
             }
             work(slot.as_mut().expect("made above"))

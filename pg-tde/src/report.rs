@@ -111,7 +111,7 @@ pub(crate) fn double_write_error(at: PageAddress, error: &DoubleWriteError) {
         PgSqlErrorCode::ERRCODE_IO_ERROR,
         &format!("pg_tde cannot save {} before writing it", describe(at)),
         &chain(error),
-        "Free space or repair access to the keyring's directory.",
+        "Free space or repair access in the data directory.",
     );
 }
 
@@ -200,5 +200,27 @@ pub(crate) fn waiting_for_keyring() {
         "pg_tde waits for the keyring, which another program has locked",
         "",
         "Recovery goes on as soon as that program ends.",
+    );
+}
+
+/// The HSM does not know yet how new the keyring is.
+pub(crate) fn generation_not_remembered(error: &dyn Error) {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_WARNING,
+        "pg_tde could not tell the HSM of the keyring's new generation",
+        &chain(error),
+        "It is told at the next start of the server. Until then an older copy of the keyring would not be noticed.",
+    );
+}
+
+/// The keyring was changed, but the server cannot do what it says. Ends all processes; the restart reads the keyring.
+pub(crate) fn out_of_step(error: &dyn Error) {
+    send(
+        PgLogLevel::PANIC,
+        PgSqlErrorCode::ERRCODE_IO_ERROR,
+        "pg_tde changed the keyring but cannot read it back",
+        &chain(error),
+        "",
     );
 }

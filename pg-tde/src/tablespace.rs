@@ -31,7 +31,7 @@ use crate::key_table::{FIRST_USER_OID, KeyTable, LineInfo, TableError};
 use crate::keys::{self, KeyError, LineFacts};
 use crate::manifest::Manifest;
 use crate::settings::UnknownCipher;
-use crate::wal;
+use crate::{report, wal};
 
 static TABLE: OnceLock<&'static KeyTable> = OnceLock::new();
 
@@ -147,6 +147,10 @@ pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceErro
     refuse_encrypted(table, name, oid)?;
     server::lock_tablespace(oid, false);
     server::lock_keyring(false);
+    if server::tablespace_oid(name) != Some(oid) {
+        return Err(TablespaceError::Unknown(name.to_owned())); // dropped while we waited
+    }
+    refuse_encrypted(table, name, oid)?;
     // Dropped relations keep an empty file until the next checkpoint.
     if !relation_files(oid)?.is_empty() {
         server::checkpoint();
@@ -165,12 +169,17 @@ pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceErro
     refuse_files(name, oid)?;
     Manifest::name(keyring.keyring(), facts.named()).map_err(KeyError::from)?;
     let changed = keyring.set_state(scope.line, StateChange { from, state: TablespaceState::Encrypted });
-    // In force before it is logged, and also if that failed half-way: the server must do what the keyring says.
-    keys::synchronize(table)?;
+    // In force before it is logged, and also if that failed half-way: the server must do what the keyring says. If it
+    // cannot be read back, only a restart brings the two together.
+    if let Err(error) = keys::synchronize(table) {
+        report::out_of_step(&error);
+    }
     changed?;
     log_pending(table, &keyring)?;
-    // The HSM remembers the newest generation; a crash before this is made up for at the next start.
-    keyring.remember_generation(&hsm)?;
+    // A failure is made up for at the next start, and the tablespace is encrypted all the same.
+    if let Err(error) = keyring.remember_generation(&hsm) {
+        report::generation_not_remembered(&error);
+    }
     Ok(())
 }
 

@@ -74,6 +74,9 @@ fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
             imported => break imported.map_err(KeyError::from)?,
         }
     };
+    if imported.adopted {
+        table.forget_seal_key();
+    }
     Manifest::name(imported.keyring, facts.named())?;
     LineFacts::add_to(&facts, table)?;
     Ok(())

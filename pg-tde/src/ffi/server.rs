@@ -297,3 +297,40 @@ pub(crate) fn cancel_requested() -> bool {
             || (&raw const pg_sys::ProcDiePending).read_volatile() != 0
     }
 }
+
+/// This process, without a system call.
+pub(crate) fn pid() -> u32 {
+    // SAFETY: a plain global, set when the process begins.
+    unsafe { pg_sys::MyProcPid }.unsigned_abs()
+}
+
+/// Redo pointer of the last completed checkpoint by the control file on disk, 0 if that is not whole.
+pub(crate) fn checkpoint_redo() -> u64 {
+    let mut whole = false;
+    // SAFETY: reads the control file below DataDir into memory of the current context; raises an error if it cannot.
+    unsafe {
+        let control = pg_sys::get_controlfile(pg_sys::DataDir, &raw mut whole);
+        if whole { (*control).checkPointCopy.redo } else { 0 }
+    }
+}
+
+/// Keeps the descriptors of this process, its client's socket among them, from the program that `command` will start.
+pub(crate) fn close_files_in_child(command: &mut std::process::Command) {
+    let close = || {
+        const FIRST: libc::c_uint = 3;
+        // SAFETY: marks descriptors of the child, which has one thread, to be closed when the program starts. Both
+        // calls may be made between fork and exec.
+        unsafe {
+            let flag = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
+            if libc::close_range(FIRST, libc::c_uint::MAX, flag) != 0 {
+                // Linux before 5.11
+                for descriptor in 3..65_536 {
+                    libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC);
+                }
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes only calls that are allowed between fork and exec, and does not allocate.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, close) };
+}

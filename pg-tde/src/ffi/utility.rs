@@ -117,9 +117,9 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<u32> {
                 let drop = node.cast::<pg_sys::DropTableSpaceStmt>();
                 let name = CStr::from_ptr((*drop).tablespacename).to_str().ok()?;
                 let oid = server::tablespace_oid(name)?;
-                table.active(oid)?;
+                // Waits for a tde.encrypt_tablespace under way; later this wait could be cancelled half-way.
                 server::lock_keyring(false);
-                Some(oid)
+                table.active(oid).map(|line| line.tablespace)
             }
             NodeTag::T_CreatedbStmt => {
                 let options = (*node.cast::<pg_sys::CreatedbStmt>()).options;
