@@ -42,23 +42,25 @@ fn a_backend_killed_while_it_encrypts_a_tablespace() {
     cluster.run("SELECT tde.encrypt_tablespace('whole')");
     let whole = begin.elapsed();
     let rounds = if soak() { 120 } else { 16 };
-    let mut states = Vec::new();
+    let (mut states, mut finished) = (Vec::new(), 0);
     for round in 0..rounds {
         let name = format!("s{round}");
         cluster.run(&format!("CREATE TABLESPACE {name} LOCATION ''"));
         let mut session = cluster.connect("postgres");
         let victim = Process::find(session.int("SELECT pg_backend_pid()") as i32).unwrap();
         let statement = format!("SELECT tde.encrypt_tablespace('{name}')");
-        let work = thread::spawn(move || session.try_run(&statement));
+        // The session lives until it is killed, also when the statement was done before.
+        let work = thread::spawn(move || (session.try_run(&statement).is_ok(), session));
         thread::sleep(whole.mul_f64(1.1 * f64::from(round) / f64::from(rounds)));
         cluster.kill_backend(victim);
-        let _ = work.join().unwrap();
+        finished += u32::from(work.join().unwrap().0);
         let table = format!("t{round}");
         fill(&cluster, &table, &name);
         let now = state(&cluster, &name);
         assert_eq!(in_clear(&cluster, &table), now == "plain", "round {round}: {now}");
         states.push((table, name, now));
     }
+    assert!(finished < rounds / 2, "{finished} of {rounds} were done before they were killed");
     for pass in ["restart", "crash"] {
         if pass == "restart" {
             cluster.restart()

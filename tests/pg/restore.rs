@@ -98,20 +98,23 @@ fn a_data_directory_that_moved_keeps_working() {
     assert!(files::files_with(&restored.ts_dir(), b"canary-").is_empty());
 }
 
-/// Recovery to a point before a tablespace was dropped, and before another one was encrypted, with the keyring of today.
-#[test]
-fn recovery_to_a_point_in_time_with_a_newer_keyring() {
-    let keyring_outside = |c: &Cluster| c.dir().join("keyring");
+/// A primary with table `t` encrypted and `p` plain, a backup of it, and what happened afterwards: the tablespace of `t`
+/// dropped, that of `p` encrypted. Gives the backup, set up for recovery to just before that, and the lost primary.
+fn point_in_time(keyring: Option<&str>) -> (Cluster, Cluster) {
     let mut primary = Cluster::builder().fsync().conf("wal_keep_size", "512MB").create();
-    let keyring = keyring_outside(&primary);
-    primary.configure("pg_tde.keyring", keyring.to_str().unwrap());
+    if let Some(name) = keyring {
+        primary.configure("pg_tde.keyring", primary.dir().join(name).to_str().unwrap());
+    }
     primary.start();
     primary.run("CREATE EXTENSION pg_tde");
     primary.encrypted_tablespace("secure");
     primary.plain_tablespace("later");
     fill(&primary, "t", "secure");
     fill(&primary, "p", "later");
-    let mut restored = Cluster::backup_of(&primary, &["--checkpoint=fast"], || ());
+    if let Some(name) = keyring {
+        copy(&primary.dir().join(name), &primary.dir().join("keyring-backup"));
+    }
+    let restored = Cluster::backup_of(&primary, &["--checkpoint=fast"], || ());
     fill(&primary, "u", "secure");
     let target = primary.text("SELECT pg_current_wal_insert_lsn()");
     primary.run("DROP TABLE t, u, p");
@@ -128,14 +131,22 @@ fn recovery_to_a_point_in_time_with_a_newer_keyring() {
     restored.configure("restore_command", &format!("cp {}/%f %p", wal.display()));
     restored.configure("recovery_target_lsn", &target);
     restored.configure("recovery_target_action", "promote");
-    restored.start();
-    restored.wait_until_up();
+    (primary, restored)
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    tde_tests::command_output(std::process::Command::new("cp").arg("-a").arg(from).arg(to));
+}
+
+/// It is as it was then, for good: through promotion, restarts and crashes.
+fn as_it_was(restored: &mut Cluster) {
     for pass in 0..3 {
+        restored.wait_until_up();
         while restored.text("SELECT pg_is_in_recovery()") == "t" {
             std::thread::sleep(Duration::from_millis(50));
         }
         for table in ["t", "u", "p"] {
-            readable(&restored, table);
+            readable(restored, table);
         }
         let state =
             |name: &str| restored.text(&format!("SELECT state FROM tde.tablespaces WHERE name = '{name}'"));
@@ -144,9 +155,54 @@ fn recovery_to_a_point_in_time_with_a_newer_keyring() {
             ("encrypted", "plain"),
             "pass {pass}"
         );
-        fill(&restored, &format!("new{pass}"), "secure");
+        fill(restored, &format!("new{pass}"), "secure");
         restored.run("CHECKPOINT");
         assert!(files::files_with(&restored.ts_dir().join("secure"), b"canary-").is_empty(), "pass {pass}");
         if pass == 0 { restored.restart() } else { restored.crash_and_recover() }
     }
+}
+
+#[test]
+fn recovery_to_a_point_in_time() {
+    let (_primary, mut restored) = point_in_time(None);
+    restored.start();
+    as_it_was(&mut restored);
+}
+
+/// A keyring of its own place was not recovered with the data: it knows what has not happened there.
+#[test]
+fn recovery_to_a_point_in_time_with_a_keyring_from_later_is_refused_until_the_old_one_is_back() {
+    let (primary, mut restored) = point_in_time(Some("keyring"));
+    let outcome = restored.try_start();
+    let log = match outcome {
+        Err(failure) => failure.log,
+        Ok(()) => {
+            // It may take readers first; but it must end by itself, not promote.
+            std::thread::sleep(Duration::from_secs(3));
+            assert!(restored.try_run("SELECT 1").is_err(), "it goes on with a keyring from later");
+            restored.wait_for_end();
+            restored.log_since_start()
+        }
+    };
+    assert!(log.contains("FATAL") && log.contains("restore the keyring"), "{log}");
+    let keyring = primary.dir().join("keyring");
+    fs::remove_dir_all(&keyring).unwrap();
+    copy(&primary.dir().join("keyring-backup"), &keyring);
+    if let Err(failure) = restored.try_start() {
+        assert!(failure.log.contains("tde keyring accept-restore"), "{}", failure.log);
+        let hsm = primary.hsm();
+        tde_tests::command_output(
+            primary
+                .root()
+                .command(primary.root().tde())
+                .args(["keyring", "accept-restore", "--keyring"])
+                .arg(&keyring)
+                .arg("--hsm")
+                .arg(format!("soft:{}", hsm.store.display()))
+                .arg("--pin-file")
+                .arg(&hsm.pin_file),
+        );
+        restored.start();
+    }
+    as_it_was(&mut restored);
 }

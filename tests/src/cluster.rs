@@ -301,6 +301,12 @@ impl Cluster {
         self.start();
     }
 
+    /// Waits for a server that is ending by itself.
+    pub fn wait_for_end(&mut self) {
+        let mut server = self.server.take().expect("a server that was started");
+        server.wait().unwrap();
+    }
+
     /// SIGKILL to the postmaster and to all its children, as a power cut would.
     pub fn crash(&mut self) {
         let mut server = self.server.take().expect("a running server");
@@ -340,6 +346,7 @@ impl Cluster {
         backend.signal(Signal::KILL);
         let begin = Instant::now();
         while !self.log_from(mark).contains("all server processes terminated; reinitializing") {
+            assert!(!self.log_from(mark).contains("shutting down due to"), "{}", self.log_from(mark));
             assert!(begin.elapsed() < START_LIMIT, "the server did not notice:\n{}", self.log_from(mark));
             thread::sleep(Duration::from_millis(10));
         }
@@ -518,8 +525,14 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.server.is_some() {
-            self.crash();
+        if let Some(mut server) = self.server.take() {
+            // It may be gone already, and this may run while a test fails: nothing here may panic.
+            let process = Process::find(server.id() as i32);
+            let reaper = thread::spawn(move || server.wait());
+            if let Some(process) = process {
+                process.kill_with_children();
+            }
+            let _ = reaper.join();
         }
         if thread::panicking() {
             let log = self.log_since_start();

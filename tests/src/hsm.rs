@@ -16,25 +16,16 @@ pub struct SoftHsm {
 }
 
 impl SoftHsm {
-    /// `tde hsm init` with a PIN of its own below `dir`, which must exist.
+    /// `tde hsm init` below `dir`, which is made; the command makes the PIN too.
     pub fn init(root: &PgRoot, dir: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         root.own(dir);
-        let unique = format!("{:x}", std::process::id() as u64 * 0x9e37_79b9 + dir.as_os_str().len() as u64);
-        let hsm = Self {
-            store: dir.join("hsm"),
-            pin_file: dir.join("pin"),
-            pin: format!("pin-of-the-test-{unique}"),
-        };
-        hsm.write_pin(root, &hsm.pin);
-        command_output(
-            root.command(root.tde())
-                .args(["hsm", "init", "--store"])
-                .arg(&hsm.store)
-                .arg("--pin-file")
-                .arg(&hsm.pin_file),
-        );
-        hsm
+        let (store, pin_file) = (dir.join("hsm"), dir.join("pin"));
+        let mut command = root.command(root.tde());
+        command.args(["hsm", "init", "--store"]).arg(&store).arg("--pin-file").arg(&pin_file);
+        command_output(&mut command);
+        let pin = fs::read_to_string(&pin_file).unwrap().trim().to_owned();
+        Self { store, pin_file, pin }
     }
 
     /// Puts `pin` and a newline into the PIN file, mode 0600.
