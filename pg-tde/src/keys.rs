@@ -357,10 +357,10 @@ impl LineFacts {
         let same =
             (known.version, known.tablespace, known.cipher) == (self.version.0, self.tablespace, self.cipher);
         let unused = known.end == 0;
-        if !same || (!unused && known.start != self.start) {
+        if !same || (!unused && self.end != 0 && known.start != self.start) {
             return Err(KeyError::Mismatch { line: self.line.0 });
         }
-        // An older record that is replayed again takes nothing back.
+        // A record that recovery replays may be older than the table: it takes nothing back.
         let newer = if unused { self.end != 0 } else { self.end < known.end && self.end != 0 };
         if newer {
             table.set_range(known.index, self.start, self.end);
@@ -437,4 +437,56 @@ fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
     // Without a lock: whoever else does this now writes the same bytes.
     table.set_dek(line.index, &dek);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ffi::shared;
+
+    fn facts(start: u64, end: u64) -> LineFacts {
+        let (line, version, cipher) = (LineNumber(1), KeyVersion(1), CipherId::Aes256Hctr2);
+        LineFacts { line, version, tablespace: 16400, cipher, start, end }
+    }
+
+    fn range(table: &KeyTable) -> (u64, u64) {
+        table.lines().map(|line| (line.start, line.end)).next().expect("a line")
+    }
+
+    #[test]
+    fn a_line_goes_from_draft_to_use_to_its_end_and_replayed_records_take_nothing_back() {
+        let table = shared::key_table().expect("a mapping");
+        let stages =
+            [(facts(0, 0), (0, 0)), (facts(100, OPEN_END), (100, OPEN_END)), (facts(100, 200), (100, 200))];
+        for (index, (stage, expected)) in stages.iter().enumerate() {
+            stage.add_to(table).expect("a later stage");
+            assert_eq!(range(table), *expected);
+            for (earlier, _) in &stages[..index] {
+                earlier.add_to(table).expect("an earlier stage");
+                assert_eq!(range(table), *expected);
+            }
+        }
+        assert_eq!(table.lines().count(), 1);
+    }
+
+    #[test]
+    fn another_line_under_the_same_number_is_refused() {
+        let table = shared::key_table().expect("a mapping");
+        facts(100, OPEN_END).add_to(table).expect("new");
+        let other = LineFacts { tablespace: 16401, ..facts(100, OPEN_END) };
+        assert!(matches!(other.add_to(table), Err(KeyError::Mismatch { line: 1 })));
+        assert!(matches!(facts(150, OPEN_END).add_to(table), Err(KeyError::Mismatch { line: 1 })));
+    }
+
+    #[test]
+    fn an_awaited_line_is_filled_in_by_the_record_that_brings_it() {
+        let table = shared::key_table().expect("a mapping");
+        table.add_awaited(1, 16400).expect("room");
+        assert!(table.active(16400).is_some_and(|line| line.awaited));
+        let arrived = LineFacts { cipher: CipherId::Aes256Xts, ..facts(100, OPEN_END) };
+        arrived.add_to(table).expect("awaited");
+        let line = table.active(16400).expect("there");
+        assert_eq!((line.awaited, line.cipher, line.start), (false, CipherId::Aes256Xts, 100));
+        assert_eq!(table.lines().count(), 1);
+    }
 }
