@@ -16,7 +16,7 @@ PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG
 	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench soak lint install install-files clean-scratch
+.PHONY: help setup build demo test bench soak lint typecheck install install-files clean-scratch
 
 help:
 	@echo "make setup     install what building and testing need (Debian packages; asks for root where needed)"
@@ -25,6 +25,7 @@ help:
 	@echo "make soak      the long versions of the tests: about an hour"
 	@echo "make bench     encrypted against plain, side by side; QUICK=1 for a first impression"
 	@echo "make lint      rustfmt, clippy with warnings as errors"
+	@echo "make typecheck type-check the extension for PostgreSQL 16, 17 and 18"
 	@echo "make install   extension where PG_CONFIG says, tde into PREFIX/bin; DESTDIR is honoured"
 
 # Asks dpkg first, so that a second run needs neither network nor root.
@@ -60,6 +61,10 @@ bench: setup
 lint: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+# PostgreSQL versions whose headers are not installed.
+typecheck: setup
+	pg-tde/typecheck.sh 16 17 18
 
 install: build install-files
 
