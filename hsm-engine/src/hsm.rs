@@ -316,7 +316,7 @@ fn write_all(core: &Core, keys: &StoreKeys, init: &Initialize<'_>) -> Result<()>
         (init.user, Role::CryptoUser, init.user_rights, init.user_pin),
     ] {
         write_user(core, keys, name, role, rights, pin, init.pin_cost)?;
-        users.push(records::UserEntry { name: name.into(), revision: 1 });
+        users.push(records::UserEntry { name: name.into(), revision: 1, role, rights });
     }
     let store = core.store();
     let mut log = vec![Entry::ok(init.officer, Event::Initialized { label: init.label.into() })];

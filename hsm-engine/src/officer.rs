@@ -34,7 +34,7 @@ impl Session {
         // An officer uses no keys, so has no rights to what they protect.
         let rights = if role == Role::CryptoUser { rights } else { Rights::default() };
         write_user(&self.core, &self.keys, name, role, rights, pin, PinCost::DEFAULT)?;
-        tx.root_mut().users.push(records::UserEntry { name: name.into(), revision: 1 });
+        tx.root_mut().users.push(records::UserEntry { name: name.into(), revision: 1, role, rights });
         tx.commit()
     }
 

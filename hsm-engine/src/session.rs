@@ -22,7 +22,7 @@ use crate::master_key::{
 use crate::object::{self, Kind, Object};
 use crate::pin::Pin;
 use crate::transaction::{Core, LOCK_WAIT, Transaction};
-use crate::user::{PinKdf, Role};
+use crate::user::{PinCost, PinKdf, Role};
 
 /// Most master keys an HSM holds.
 pub const MAX_KEYS: usize = 1024;
@@ -336,8 +336,15 @@ impl Session {
         let _user_lock = lock_user(&self.core, name)?;
         let mut tx = self.begin(LOCK_WAIT)?;
         let record = crate::login::read_user(&self.core, name)?;
+        let Some(entry) = tx.root().users.iter().find(|u| u.name == name) else {
+            let (store, user) = (self.core.store().location(), name.into());
+            return Err(HsmError::UnknownUser { store, user });
+        };
+        // Only the user's own PIN could tell whether the record was edited: what matters comes from where it is sealed.
         let mut public = record.value.public;
-        public.kdf = PinKdf::for_pin(pin, public.kdf.cost());
+        (public.role, public.rights) = (entry.role, entry.rights);
+        let cost = if name == self.user.name { self.user.kdf.cost() } else { PinCost::DEFAULT };
+        public.kdf = PinKdf::for_pin(pin, cost);
         public.pin_set = crate::Timestamp::now();
         secret_mem::random(&mut public.salt)?;
         let revision = record.revision.saturating_add(1);

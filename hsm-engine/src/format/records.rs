@@ -65,11 +65,14 @@ pub(crate) struct Root {
     pub(crate) anchor: Anchor,
 }
 
-/// A user the root vouches for.
+/// A user the root vouches for. Role and rights are here too, because an officer who gives the user another PIN cannot
+/// open the seal that vouches for those in the user's record.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct UserEntry {
     pub(crate) name: String,
     pub(crate) revision: u64,
+    pub(crate) role: Role,
+    pub(crate) rights: Rights,
 }
 
 /// A master key the root vouches for.
@@ -198,7 +201,12 @@ mod tests {
     fn root() {
         let value = Root {
             header_digest: [0x11; 32],
-            users: vec![UserEntry { name: "u".into(), revision: 2 }],
+            users: vec![UserEntry {
+                name: "u".into(),
+                revision: 2,
+                role: Role::CryptoUser,
+                rights: Rights { plaintext_data_keys: true },
+            }],
             keys: vec![KeyEntry { id: [0x22; 16], label: "k".into(), revision: 3 }],
             counters: 4,
             boots: 5,
@@ -208,7 +216,7 @@ mod tests {
         };
         let want = [
             &"11".repeat(32),
-            "0100000000000000 0100000000000000 75 0200000000000000",
+            "0100000000000000 0100000000000000 75 0200000000000000 01000000 01",
             "0100000000000000",
             &"22".repeat(16),
             "0100000000000000 6b 0300000000000000",

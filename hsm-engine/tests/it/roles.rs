@@ -4,7 +4,7 @@ use hsm_engine::audit::{Event, Outcome};
 use hsm_engine::{HsmError, KeyAttributes, KeyHandle, Return, Rights, Role, Session, Wrapped};
 use secret_mem::SecretBytes;
 
-use crate::support::{Fixture, WRONG_PIN, pin};
+use crate::support::{Fixture, OFFICER_PIN, WRONG_PIN, fix_crc, pin};
 
 type Action = (&'static str, fn(&Session, &KeyHandle) -> Result<(), HsmError>);
 
@@ -100,4 +100,33 @@ fn a_reset_or_changed_pin_replaces_the_old_one() {
     let user = f.login("user", "my own").unwrap();
     assert_eq!(user.primary_version(&user.find_master_key("master").unwrap()).unwrap(), 1);
     assert!(user.change_pin(&pin("abc")).unwrap_err().to_string().contains("at least 4"));
+}
+
+/// An officer cannot open the seal of a user's record, so must not take over what somebody wrote there.
+#[test]
+fn a_record_that_was_edited_gains_nothing_from_a_reset_pin() {
+    let f = Fixture::new();
+    f.officer().create_user("app", Role::CryptoUser, Rights::default(), &pin("made up by app")).unwrap();
+    let mut bytes = std::fs::read(f.path("user.app.obj")).unwrap();
+    // Behind the envelope's 32 bytes and the name: role, rights, two times, derivation with its cost.
+    let role = 32 + 8 + 3;
+    bytes[role] = 0;
+    bytes[role + 4] = 1;
+    let memory_kib = role + 5 + 16 + 4;
+    assert_eq!(bytes[memory_kib..memory_kib + 4], 65536_u32.to_le_bytes());
+    bytes[memory_kib..memory_kib + 4].copy_from_slice(&19456_u32.to_le_bytes());
+    fix_crc(&mut bytes);
+    f.write("user.app.obj", &bytes);
+    assert!(matches!(f.login("app", "made up by app"), Err(HsmError::WrongPin { .. })));
+
+    f.officer().reset_pin("app", &pin("from the officer")).unwrap();
+    let app = f.login("app", "from the officer").unwrap();
+    assert_eq!(app.role(), Role::CryptoUser);
+    let master = app.find_master_key("master").unwrap();
+    let plain = app.generate_data_key(&master, Return::Plaintext).map(drop);
+    assert!(matches!(plain, Err(HsmError::PlaintextForbidden { .. })));
+    let status = f.hsm().status().unwrap();
+    let kdf = status.users.iter().find(|u| u.name == "app").unwrap().pin_kdf;
+    assert_eq!(kdf.to_string(), "Argon2id, 64 MiB, 3 passes");
+    f.login("officer", OFFICER_PIN).unwrap().verify_store().unwrap();
 }
