@@ -110,6 +110,10 @@ fn count_attempt(core: &Core, name: &str, role: Role) -> Result<Object<records::
     match old.value.state(role, now) {
         LockState::Open => {}
         LockState::Until(until) => {
+            // The clock was set back: from now on the wait counts by the new one.
+            if let Some(rebased) = old.value.rebased(now) {
+                write_lockout(core, name, &old.next(rebased))?;
+            }
             return Err(HsmError::LockedUntil { user: name.into(), failures, until });
         }
         LockState::Hard => return Err(HsmError::LockedHard { user: name.into(), failures }),

@@ -169,7 +169,8 @@ impl fmt::Display for PinKdf {
 pub(crate) fn hkdf(ikm: &[u8], salt: &[u8], info: &[u8]) -> Result<SecretBytes<32>, Damage> {
     let hkdf = LockedBox::new_with(|| Hkdf::<Sha256>::new(Some(salt), ikm));
     // 32 bytes are far below the limit of 255 hash lengths.
-    SecretBytes::fill_with(|out| hkdf.expand(info, out)).map_err(|_| Damage::Field("key length"))
+    SecretBytes::fill_with(|out| wiping_stack(|| hkdf.expand(info, out)))
+        .map_err(|_| Damage::Field("key length"))
 }
 
 /// Checks a user's name: 1 to 32 of `a-z 0-9 _ -`, beginning with a letter.
@@ -285,9 +286,15 @@ impl records::Lockout {
         if role != Role::CryptoOfficer && self.failures >= HARD_LOCK_FAILURES {
             return LockState::Hard;
         }
-        // A clock that was set back must not make the wait longer than it can ever be.
+        // A clock that was set back must not make the wait longer than it can ever be; see `rebased`.
         let until = self.not_before.min(now.plus(delay_after(self.failures)));
         if now < until { LockState::Until(until) } else { LockState::Open }
+    }
+
+    /// After the clock was set back, the counter whose wait begins now; otherwise the wait would begin anew with every look.
+    pub(crate) fn rebased(&self, now: Timestamp) -> Option<Self> {
+        let not_before = now.plus(delay_after(self.failures));
+        (self.not_before > not_before).then_some(Self { failures: self.failures, last: now, not_before })
     }
 
     /// The counter as it is written before a PIN is verified: as if it were wrong.
@@ -334,7 +341,13 @@ mod tests {
         let then = Timestamp::from_micros(2_000_000_000_000_000);
         let lockout = (0..3).fold(records::Lockout::cleared(), |l, _| l.attempt(then));
         let now = Timestamp::from_micros(1_000_000_000_000_000);
-        assert_eq!(lockout.state(Role::CryptoUser, now), LockState::Until(now.plus(Duration::from_secs(5))));
+        let until = now.plus(Duration::from_secs(5));
+        assert_eq!(lockout.state(Role::CryptoUser, now), LockState::Until(until));
+        let rebased = lockout.rebased(now).unwrap();
+        assert_eq!(rebased.failures, 3);
+        assert_eq!(rebased.state(Role::CryptoUser, until), LockState::Open);
+        assert_eq!(rebased.rebased(now), None);
+        assert_eq!(lockout.rebased(then), None);
     }
 
     #[test]

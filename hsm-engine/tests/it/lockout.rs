@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hsm_engine::{HsmError, LockState};
 
-use crate::support::{Fixture, OFFICER_PIN, USER_PIN, WRONG_PIN};
+use crate::support::{Fixture, OFFICER_PIN, USER_PIN, WRONG_PIN, fix_crc};
 
 fn failures(f: &Fixture, user: &str) -> (u32, LockState) {
     let status = f.hsm().status().unwrap();
@@ -109,4 +109,26 @@ fn many_logins_at_once_do_not_lock_the_user() {
         }
     });
     assert_eq!(failures(&f, "user"), (0, LockState::Open));
+}
+
+/// Half a decade ahead for a while (a wrong hardware clock), then set right: the wait is the delay, not the half decade.
+#[test]
+fn a_clock_that_was_set_back_delays_no_longer_than_the_delay() {
+    let f = Fixture::new();
+    lock(&f);
+    let mut bytes = std::fs::read(f.path("lockout.user.obj")).unwrap();
+    let ahead: u64 = 5 * 365 * 86_400 * 1_000_000;
+    // Behind the envelope's 32 bytes and the count: last attempt, no attempt before.
+    for at in [36, 44] {
+        let time = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        bytes[at..at + 8].copy_from_slice(&(time + ahead).to_le_bytes());
+    }
+    fix_crc(&mut bytes);
+    f.write("lockout.user.obj", &bytes);
+    assert!(matches!(f.login("user", USER_PIN), Err(HsmError::LockedUntil { .. })));
+    std::thread::sleep(Duration::from_secs(3));
+    // Looking again does not begin the wait anew.
+    assert!(matches!(f.login("user", USER_PIN), Err(HsmError::LockedUntil { .. })));
+    std::thread::sleep(Duration::from_millis(2500));
+    f.user();
 }
