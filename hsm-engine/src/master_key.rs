@@ -4,7 +4,7 @@ use std::fmt;
 
 use aes_kw::{KeyInit as _, KwAes256};
 use bincode::{Decode, Encode};
-use secret_mem::{LockedBox, SecretBytes};
+use secret_mem::{LockedBox, SecretBytes, wiping_stack};
 use uuid::Uuid;
 
 use crate::error::{Damage, HsmError, Result};
@@ -144,13 +144,14 @@ impl KeyCipher {
 
     pub(crate) fn wrap(&self, key: &SecretBytes<32>) -> [u8; 40] {
         let mut out = [0; 40];
-        self.0.wrap_key(key.expose(), &mut out).expect("32 bytes wrap into 40 (RFC 3394 section 2.2.1)");
+        wiping_stack(|| self.0.wrap_key(key.expose(), &mut out).map(drop))
+            .expect("32 bytes wrap into 40 (RFC 3394 section 2.2.1)");
         out
     }
 
     /// `None` if the integrity check fails.
     pub(crate) fn unwrap(&self, wrapped: &[u8; 40]) -> Option<SecretBytes<32>> {
-        SecretBytes::fill_with(|out| self.0.unwrap_key(wrapped, out).map(|_| ())).ok()
+        SecretBytes::fill_with(|out| wiping_stack(|| self.0.unwrap_key(wrapped, out).map(drop))).ok()
     }
 }
 

@@ -23,7 +23,7 @@ use aes_gcm_siv::{Aes256GcmSiv, KeyInit as _, Nonce, Tag};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use bincode::{Decode, Encode};
 use hkdf::Hkdf;
-use secret_mem::{LockedBox, SecretBytes};
+use secret_mem::{LockedBox, SecretBytes, wiping_stack};
 use sha2::Sha256;
 use zeroize::Zeroize as _;
 
@@ -145,7 +145,9 @@ impl PinKdf {
                 let mut memory = vec![Block::default(); params.block_count()];
                 let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
                 let key = SecretBytes::fill_with(|out| {
-                    argon2.hash_password_into_with_memory(pin.as_slice(), salt, out, &mut memory)
+                    wiping_stack(|| {
+                        argon2.hash_password_into_with_memory(pin.as_slice(), salt, out, &mut memory)
+                    })
                 });
                 memory.iter_mut().for_each(|block| block.zeroize());
                 key.map(Some).map_err(|_| BOUNDS)
