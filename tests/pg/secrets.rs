@@ -3,6 +3,10 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+use hsm_engine::{Pin, SoftUri};
+use keyring::{Keyring, SoftHsm};
+use page_cipher::CipherId;
+use page_cipher::kdf::{self, Purpose};
 use tde_tests::{Cluster, Process, files};
 
 /// The bytes that would be in a core dump: readable private or anonymous memory without the `dd` (do not dump) flag.
@@ -82,4 +86,74 @@ fn the_pin_is_nowhere() {
     assert!(!cluster.log().contains(&cluster.hsm().pin));
     assert!(files::files_with(cluster.data(), &pin).is_empty());
     assert!(files::files_with(&cluster.hsm().store, &pin).is_empty());
+}
+
+/// Data key of tablespace `secure` and key of relation `t`, unwrapped by the test from copies of keyring and HSM.
+fn keys(cluster: &Cluster) -> [[u8; 32]; 2] {
+    let dir = cluster.dir().join("copies");
+    fs::create_dir(&dir).unwrap();
+    let copy = |from: &std::path::Path, name: &str| {
+        let to = dir.join(name);
+        tde_tests::command_output(std::process::Command::new("cp").arg("-r").arg(from).arg(&to));
+        to
+    };
+    let store = copy(&cluster.hsm().store, "hsm");
+    let ring = copy(&cluster.data().join("pg_tde"), "keyring");
+    let pin = Pin::from_reader(cluster.hsm().pin.as_bytes()).unwrap();
+    let master = SoftHsm::open(&SoftUri::new(store), &pin).unwrap();
+    // The copy lies elsewhere, so the HSM knows no generation of it: nothing to compare, and nothing is told.
+    let unlocked = Keyring::open(&ring).unwrap().inspect(&master).unwrap();
+    let oid = cluster.int("SELECT oid FROM pg_tablespace WHERE spcname = 'secure'") as u32;
+    let scope = unlocked.find_pg_tablespace(oid).unwrap().expect("a line of the tablespace");
+    let dek = unlocked.dek_of(&scope, scope.active().unwrap().version, &master).unwrap();
+    let database = cluster.int("SELECT oid FROM pg_database WHERE datname = 'postgres'") as u32;
+    let relation = cluster.int("SELECT pg_relation_filenode('t')") as u32;
+    let id = [u8::from(CipherId::Aes256Hctr2)];
+    let ids: [&[u8]; 3] = [&id, &database.to_le_bytes(), &relation.to_le_bytes()];
+    let derived = kdf::derive::<32>(&dek, Purpose::PG_PAGE, &ids);
+    [*dek.expose(), *derived.expose()]
+}
+
+#[test]
+fn keys_are_in_memory_that_is_not_dumped_and_nowhere_else() {
+    let cluster = Cluster::with_tde();
+    cluster.encrypted_tablespace("secure");
+    cluster.run("CREATE TABLE t TABLESPACE secure AS SELECT i FROM generate_series(1, 1000) i");
+    let [dek, relation_key] = keys(&cluster);
+    // The key made in this backend, and pages opened in it.
+    let mut session = cluster.connect("postgres");
+    let worker = Process::find(session.int("SELECT pg_backend_pid()") as i32).unwrap();
+    cluster.evict_buffers();
+    session.run("CHECKPOINT");
+    session.run("SELECT tde.rotate_master_key()");
+    for _ in 0..3 {
+        session.run("SELECT sum(i) FROM t");
+        session.run("VACUUM t");
+        session.run("SELECT * FROM tde.verify_tablespace('secure')");
+    }
+
+    // The search is right: the keys are where they should be.
+    assert!(files::contains(&memory(worker).undumped, &dek), "the data key is not found where it must be");
+    assert!(
+        files::contains(&memory(worker).undumped, &relation_key),
+        "the relation key is not found where it must be"
+    );
+    for process in processes(&cluster) {
+        let dumped = memory(process).dumped;
+        assert!(dumped.len() > 1 << 20, "{}: only {} bytes looked at", process.title(), dumped.len());
+        for (what, key) in [("data key", &dek), ("relation key", &relation_key)] {
+            assert!(
+                !files::contains(&dumped, key),
+                "the {what} is in dumpable memory of {}",
+                process.title()
+            );
+        }
+    }
+    for key in [&dek, &relation_key] {
+        assert!(files::files_with(cluster.data(), key).is_empty());
+        assert!(files::files_with(&cluster.ts_dir(), key).is_empty());
+        assert!(files::files_with(&cluster.hsm().store, key).is_empty());
+        let hex: String = key.iter().map(|b| format!("{b:02x}")).collect();
+        assert!(!cluster.log().to_lowercase().contains(&hex));
+    }
 }
