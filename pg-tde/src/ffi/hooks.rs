@@ -159,7 +159,8 @@ unsafe extern "C-unwind" fn before_create(reln: SMgrRelation, is_redo: bool) {
     let Some(table) = tablespace::key_table() else { return };
     // SAFETY: the caller's promise.
     let relation = compat::relation_id(unsafe { &*reln });
-    if is_redo || relation.tablespace < key_table::FIRST_USER_OID {
+    // `is_redo` is not always true in redo: vm_extend (access/heap/visibilitymap.c) says false there too.
+    if is_redo || server::in_redo() || relation.tablespace < key_table::FIRST_USER_OID {
         return;
     }
     if let Err(error) = tablespace::before_create(table, relation) {
