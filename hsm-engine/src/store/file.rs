@@ -5,7 +5,7 @@
 //!   NAME.obj     0600   an object; replaced as a whole
 //!   NAME.log     0600   a log; appended to
 //!   NAME.lock    0600   empty; flock(2) on it is the lock
-//!   .NAME.tmp    0600   an object being written; left over by a crash, overwritten by the next write
+//!   .NAME.tmp    0600   an object being written; left over by a crash, removed by the next write
 //! ```
 //!
 //! # Write order of an object, and what a crash leaves
@@ -20,7 +20,8 @@
 //!
 //! Every name is resolved from a descriptor of the directory, so the process may change its working directory, and
 //! symbolic links are not followed. A process that runs as root on somebody else's store leaves its files to
-//! the owner of the directory; otherwise the owner could not read them again.
+//! the owner of the directory; otherwise the owner could not read them again. It touches no file of anybody else, so that
+//! the owner cannot use it on a hard link.
 
 use std::fmt;
 use std::fs::File;
@@ -44,6 +45,8 @@ const LOCK_POLL: Duration = Duration::from_millis(2);
 pub struct FileStore {
     path: PathBuf,
     dir: OwnedFd,
+    /// Owner of the directory, and so of every file in it.
+    owner: Uid,
     /// Owner to give new files to, when root works on somebody else's store.
     give_to: Option<(Uid, Gid)>,
 }
@@ -88,7 +91,7 @@ impl FileStore {
             });
         }
         let give_to = (owner != user).then(|| (owner, Gid::from_raw(stat.st_gid)));
-        Ok(Self { path: path.to_owned(), dir, give_to })
+        Ok(Self { path: path.to_owned(), dir, owner, give_to })
     }
 
     /// The directory.
@@ -96,7 +99,7 @@ impl FileStore {
         &self.path
     }
 
-    /// Opens `file` if it exists, checked for type and mode.
+    /// Opens `file` if it exists, checked for type, owner and mode.
     fn open_file(&self, file: &str, flags: OFlags) -> Result<Option<(File, u64)>, StoreError> {
         let path = || self.path.join(file);
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -110,23 +113,40 @@ impl FileStore {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(StoreError::WrongType { path: path(), want: "regular file" });
         }
+        if stat.st_uid != self.owner.as_raw() {
+            let (owner, want) = (stat.st_uid, self.owner.as_raw());
+            return Err(StoreError::ForeignFile { path: path(), owner, want });
+        }
         check_mode(&path(), &stat, FILE_MODE)?;
         Ok(Some((File::from(fd), u64::try_from(stat.st_size).unwrap_or(0))))
     }
 
     /// Opens `file` for writing, making it if it is absent. Tells whether it was made.
     fn create_file(&self, file: &str) -> Result<(File, u64, bool), StoreError> {
-        if let Some((f, len)) = self.open_file(file, OFlags::RDWR)? {
-            return Ok((f, len, false));
+        loop {
+            if let Some((f, len)) = self.open_file(file, OFlags::RDWR)? {
+                return Ok((f, len, false));
+            }
+            // Absent a moment ago: another process may make it as well.
+            if let Some(f) = self.create_new(file)? {
+                return Ok((f, 0, true));
+            }
         }
+    }
+
+    /// Makes `file`; `None` if it exists.
+    fn create_new(&self, file: &str) -> Result<Option<File>, StoreError> {
         let path = || self.path.join(file);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(&self.dir, file, flags, Mode::from_raw_mode(FILE_MODE))
-            .map_err(|e| io_error("create", path(), e))?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match fs::openat(&self.dir, file, flags, Mode::from_raw_mode(FILE_MODE)) {
+            Ok(fd) => fd,
+            Err(Errno::EXIST) => return Ok(None),
+            Err(e) => return Err(io_error("create", path(), e)),
+        };
         if let Some((uid, gid)) = self.give_to {
             fs::fchown(&fd, Some(uid), Some(gid)).map_err(|e| io_error("change owner of", path(), e))?;
         }
-        Ok((File::from(fd), 0, true))
+        Ok(Some(File::from(fd)))
     }
 
     fn sync_dir(&self) -> Result<(), StoreError> {
@@ -135,8 +155,12 @@ impl FileStore {
 
     fn write_temp(&self, temp: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let path = || self.path.join(temp);
-        let (mut file, _, _) = self.create_file(temp)?;
-        fs::ftruncate(&file, 0).map_err(|e| io_error("truncate", path(), e))?;
+        // Always a new file: what a crash left may be a link to something else by now, or belong to root.
+        match fs::unlinkat(&self.dir, temp, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(io_error("remove", path(), e)),
+        }
+        let mut file = self.create_new(temp)?.ok_or_else(|| io_error("create", path(), Errno::EXIST))?;
         let (first, rest) = bytes.split_at(bytes.len() / 2);
         file.write_all(first).map_err(|e| io_err("write", path(), e))?;
         step("put: half written");

@@ -137,6 +137,16 @@ pub enum StoreError {
         /// This process' effective user.
         user: u32,
     },
+    /// A file in the store is not its owner's.
+    #[error("{} belongs to user id {owner}, but the HSM store to {want}: `chown {want} {}`, if it is a file of the store", .path.display(), .path.display())]
+    ForeignFile {
+        /// The file.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Owner of the store.
+        want: u32,
+    },
     /// Neither directory nor regular file where one belongs (a symbolic link, a device).
     #[error("{} is not a {want}", .path.display())]
     WrongType {

@@ -195,3 +195,35 @@ fn files_that_root_writes_belong_to_the_owner_of_the_store() {
         assert_eq!((meta.uid(), meta.gid()), (uid, gid), "{}", path.display());
     }
 }
+
+/// The owner of a store may not be able to write a file of root's; root, working on the store, must not do it instead.
+#[test]
+fn root_does_not_write_through_links_in_somebody_elses_store() {
+    use std::os::unix::fs::chown;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let f = Fixture::new();
+    let secret = f.dir.with_file_name("roots-own");
+    fs::write(&secret, "of root").unwrap();
+    chmod(&secret, 0o600);
+    let own = |path: &std::path::Path| chown(path, Some(54321), Some(54322)).unwrap();
+    own(&f.dir);
+    fs::read_dir(&f.dir).unwrap().for_each(|e| own(&e.unwrap().path()));
+    for link in [".root.tmp", ".lockout.user.tmp"] {
+        let _ = fs::remove_file(f.path(link));
+        fs::hard_link(&secret, f.path(link)).unwrap();
+    }
+    f.user().close().unwrap();
+    assert_eq!(fs::read(&secret).unwrap(), b"of root");
+    for file in ["root.obj", "store.lock", "audit.00000001.log"] {
+        let kept = f.path("kept");
+        fs::rename(f.path(file), &kept).unwrap();
+        fs::hard_link(&secret, f.path(file)).unwrap();
+        let error = f.login("user", USER_PIN).unwrap_err().to_string();
+        assert!(error.contains("belongs to user id 0"), "{file}: {error}");
+        assert_eq!(fs::read(&secret).unwrap(), b"of root");
+        fs::rename(&kept, f.path(file)).unwrap();
+    }
+    f.check_everything().unwrap();
+}
