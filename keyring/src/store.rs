@@ -34,7 +34,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 
 use crate::error::{KeyringError, Result};
 use crate::failpoint;
@@ -145,10 +145,11 @@ impl FileStore {
 
     fn write_tmp(&self, name: &str, bytes: &[u8], sync: bool) -> Result<PathBuf> {
         let path = self.tmp(name);
+        // Always a new file: one that is there may be a link to something else.
+        remove(&path)?;
         let mut file = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&path)
             .map_err(io_error("create", &path))?;
@@ -160,7 +161,7 @@ impl FileStore {
         Ok(path)
     }
 
-    /// Root may run the `tde` command on a server's keyring: the files stay the server's.
+    /// Root may work on a server's keyring: the files stay the server's. Only for what was just made.
     fn give_to_owner(&self, file: &File, path: &Path) -> Result<()> {
         if !rustix::process::geteuid().is_root() {
             return Ok(());
@@ -181,14 +182,39 @@ impl FileStore {
     }
 
     fn make_own_dir(&self, path: &Path) -> Result<()> {
-        make_dir(path)?;
-        let dir = File::open(path).map_err(io_error("open", path))?;
+        if !make_dir(path)? {
+            return real_dir(path);
+        }
+        let dir = no_link(OFlags::DIRECTORY).open(path).map_err(io_error("open", path))?;
         self.give_to_owner(&dir, path)
+    }
+
+    fn open_lock(&self) -> Result<File> {
+        let path = self.dir.join(LOCK);
+        loop {
+            match no_link(OFlags::empty()).write(true).open(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                opened => return opened.map_err(io_error("open", &path)),
+            }
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+                // Another writer was faster.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(io_error("create", &path)(error)),
+                Ok(file) => {
+                    self.give_to_owner(&file, &path)?;
+                    return Ok(file);
+                }
+            }
+        }
     }
 
     /// Mends what a crash left (see the table above). Called with the lock held.
     fn sweep(&self) -> Result<()> {
         let tmp = self.dir.join(TMP);
+        // What is in it is going to be removed.
+        if tmp.is_symlink() {
+            real_dir(&tmp)?;
+        }
         let entries = match fs::read_dir(&tmp) {
             Ok(entries) => entries,
             // A copy tool may leave empty folders out.
@@ -197,7 +223,13 @@ impl FileStore {
         };
         let mut names = Vec::new();
         for entry in entries {
-            names.push(entry.map_err(io_error("list", &tmp))?.file_name());
+            let entry = entry.map_err(io_error("list", &tmp))?;
+            if entry.file_type().map_err(io_error("look at", &tmp))?.is_symlink() {
+                // No writer made it.
+                remove(&entry.path())?;
+                continue;
+            }
+            names.push(entry.file_name());
         }
         if names.is_empty() {
             return Ok(());
@@ -281,15 +313,7 @@ impl Store for FileStore {
 
     fn lock(&self) -> Result<WriteLock> {
         let path = self.dir.join(LOCK);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(io_error("open", &path))?;
-        self.give_to_owner(&file, &path)?;
-        let file = OwnedFd::from(file);
+        let file = OwnedFd::from(self.open_lock()?);
         let start = Instant::now();
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -395,11 +419,17 @@ fn list(dir: &Path) -> Result<Vec<std::ffi::OsString>> {
 }
 
 fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
+    let not_ours = || KeyringError::Damaged { path: path.into(), what: "it is not a regular file" };
+    // Without O_NONBLOCK a FIFO would hang here.
+    let file = match no_link(OFlags::NONBLOCK).read(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if is_link(&error) => return Err(not_ours()),
         Err(error) => return Err(io_error("open", path)(error)),
     };
+    if !file.metadata().map_err(io_error("look at", path))?.is_file() {
+        return Err(not_ours());
+    }
     let mut bytes = Vec::new();
     file.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
     if bytes.len() > MAX_LEN {
@@ -408,11 +438,34 @@ fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn make_dir(path: &Path) -> Result<()> {
+/// Opens what is there, but no symbolic link.
+fn no_link(more: OFlags) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    // Open flags are small positive numbers on every system.
+    options.read(true).custom_flags((OFlags::NOFOLLOW | more).bits().cast_signed());
+    options
+}
+
+fn is_link(error: &io::Error) -> bool {
+    rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::LOOP)
+}
+
+/// Makes a directory; false if it was there.
+fn make_dir(path: &Path) -> Result<bool> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(io_error("create", path)(error)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(io_error("create", path)(error)),
     }
+}
+
+/// Refuses anything but a directory, a link to one included.
+fn real_dir(path: &Path) -> Result<()> {
+    let metadata = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    if metadata.is_dir() {
+        return Ok(());
+    }
+    Err(KeyringError::Damaged { path: path.into(), what: "it is not a directory" })
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -104,3 +104,38 @@ fn what_root_writes_stays_the_owners() {
     }
     assert_eq!(seen, 8, "root, lock, tmp, lines, two folders, two records");
 }
+
+/// Nothing that is put into the keyring's directory makes a writer, root least of all, touch files elsewhere.
+#[test]
+fn links_in_the_directory_are_not_followed() {
+    use std::os::unix::fs::symlink;
+
+    let scratch = scratch();
+    let (dir, elsewhere) = (scratch.path().join("ring"), scratch.path().join("elsewhere"));
+    std::fs::create_dir(&elsewhere).unwrap();
+    let precious = elsewhere.join("precious");
+    std::fs::write(&precious, "as it was").unwrap();
+    let master = MemoryMaster::new();
+    let keyring = keyring_with(&dir, 1, &master);
+    let add = || keyring.add_scope(tablespace(20000), &master).map(drop);
+
+    // A leftover: swept, not written through.
+    for name in ["keyring.tde", "0000000000000002.tde"] {
+        symlink(&precious, dir.join("tmp").join(name)).unwrap();
+    }
+    add().unwrap();
+    for (place, target) in [("lock", &precious), ("tmp", &elsewhere)] {
+        let (place, kept) = (dir.join(place), dir.join("kept"));
+        std::fs::rename(&place, &kept).unwrap();
+        symlink(target, &place).unwrap();
+        add().unwrap_err();
+        std::fs::remove_file(&place).unwrap();
+        std::fs::rename(&kept, &place).unwrap();
+    }
+    let root = dir.join("keyring.tde");
+    std::fs::rename(&root, dir.join("kept")).unwrap();
+    symlink(dir.join("kept"), &root).unwrap();
+    assert!(matches!(Keyring::open(&dir), Err(KeyringError::Damaged { .. })));
+    assert_eq!(std::fs::read(&precious).unwrap(), b"as it was");
+    assert!(elsewhere.join("precious").exists());
+}
