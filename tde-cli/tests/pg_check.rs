@@ -138,7 +138,7 @@ fn a_sound_cluster_is_told_page_by_page() {
 #[test]
 fn without_a_pin_pages_are_told_by_their_form() {
     let cluster = Cluster::new();
-    let done = tde(&["pg", "check", cluster.data.to_str().unwrap()]);
+    let done = tde(&["pg", "check", "-D", cluster.data.to_str().unwrap()]);
     assert_eq!(done.code, 0, "{}{}", done.out, done.err);
     assert!(done.out.contains("encrypted") && done.out.contains("--pin-file"), "{}", done.out);
     // With a PIN file alone the HSM is the server's.

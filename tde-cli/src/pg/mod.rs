@@ -40,9 +40,12 @@ pub(crate) enum Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct CheckArgs {
-    /// The data directory (PGDATA); the server may be running
-    #[arg(env = "PGDATA")]
-    data: PathBuf,
+    /// The data directory; the server may be running
+    #[arg(value_name = "DATADIR", required_unless_present = "pgdata")]
+    data: Option<PathBuf>,
+    /// The same, as PostgreSQL's own tools take it
+    #[arg(short = 'D', long, env = "PGDATA", value_name = "DATADIR")]
+    pgdata: Option<PathBuf>,
     #[command(flatten)]
     keyring: KeyringArgs,
     #[command(flatten)]
@@ -50,6 +53,14 @@ pub(crate) struct CheckArgs {
     /// postgresql.conf, if it is not where the last start or Debian keeps it
     #[arg(long, value_name = "FILE")]
     config_file: Option<PathBuf>,
+}
+
+impl CheckArgs {
+    /// The directory named without an option goes before PGDATA.
+    fn directory(&self) -> &Path {
+        let named = self.data.as_deref().or(self.pgdata.as_deref());
+        named.expect("the command line needs one of the two")
+    }
 }
 
 /// Not something this command can look at.
@@ -75,7 +86,7 @@ struct Keys {
 }
 
 fn check(args: &CheckArgs) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
-    let data = &args.data;
+    let data = args.directory();
     let version = major_version(data)?;
     let settings = Settings::of_cluster(data, args.config_file.as_deref(), &version);
     let (mut problems, mut notes) = (Vec::new(), settings.problems.clone());
@@ -172,7 +183,7 @@ fn open_keyring(
     problems: &mut Vec<String>,
 ) -> Result<(KeyringReport, Option<Keys>), Box<dyn std::error::Error + Send + Sync>> {
     let configured = settings.get("pg_tde.keyring").map_or("pg_tde", |entry| entry.value.as_str());
-    let directory = args.keyring.keyring.clone().unwrap_or_else(|| args.data.join(configured));
+    let directory = args.keyring.keyring.clone().unwrap_or_else(|| args.directory().join(configured));
     let shown = directory.display().to_string();
     let mut report = KeyringReport { directory: shown, present: false, unlocked: false, facts: None };
     let locked = match Keyring::open(&directory) {
@@ -226,7 +237,7 @@ fn login(
     {
         let mut uri: hsm_engine::SoftUri = entry.value.parse()?;
         // The server's working directory is the data directory.
-        uri.dir = args.data.join(uri.dir);
+        uri.dir = args.directory().join(uri.dir);
         hsm.hsm = Some(uri);
     }
     hsm.login_if_given()
