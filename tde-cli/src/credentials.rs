@@ -1,6 +1,8 @@
 //! Options that many commands share: which HSM, which PIN, which keyring.
 
+use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -55,7 +57,13 @@ impl HsmArgs {
 
 /// Reads a PIN from a file, or from standard input for "-".
 pub(crate) fn pin_from(path: &Path) -> std::result::Result<Pin, PinError> {
-    if path == Path::new("-") { Pin::from_reader(io::stdin().lock()) } else { Pin::from_file(path) }
+    if path != Path::new("-") {
+        return Pin::from_file(path);
+    }
+    // `io::stdin()` would keep a copy in its buffer.
+    let input = io::stdin().as_fd().try_clone_to_owned();
+    let input = input.map_err(|source| PinError::Io { path: path.into(), source })?;
+    Pin::from_reader(File::from(input))
 }
 
 /// Asks for a PIN on the terminal.
