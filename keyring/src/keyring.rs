@@ -195,6 +195,29 @@ impl Keyring {
         Ok(AcceptedRestore { generation, remembered })
     }
 
+    /// Makes the HSM forget every keyring that it was told of in `dir`, where there is none any more: the explicit way to
+    /// begin anew in a place. Returns what it remembered; its audit log says so.
+    ///
+    /// # Errors
+    /// There is a keyring, or the records of one.
+    pub fn accept_loss(dir: &Path, master: &dyn MasterKey) -> Result<Vec<(KeyringId, u64)>> {
+        if ["keyring.tde", "lines"].iter().any(|name| dir.join(name).symlink_metadata().is_ok()) {
+            return Err(KeyringError::AlreadyExists { path: dir.into() });
+        }
+        let instance = InstanceId::of(dir)?;
+        let remembered = master.generations_of_instance(instance);
+        // No keyring is there to be named; the errors are the HSM's.
+        let failed = |keyring| {
+            move |source| KeyringError::MasterKey { action: "forget the generation", keyring, source }
+        };
+        let remembered = remembered.map_err(failed(KeyringId(Uuid::nil())))?;
+        for (keyring, _) in &remembered {
+            let id = GenerationId { instance, keyring: *keyring };
+            master.forget_generation(&id).map_err(failed(*keyring))?;
+        }
+        Ok(remembered)
+    }
+
     fn open_seal(&self, master: &dyn MasterKey) -> Result<Seal> {
         let keyring_key = unwrap_keyring_key(self.store.as_ref(), &self.root, master)?;
         let seal = Seal::derive(&keyring_key);

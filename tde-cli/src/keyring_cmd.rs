@@ -1,7 +1,9 @@
 //! `tde keyring`: what is in a keyring, whether it is whole, and the way back after a restore.
 
+use std::path::Path;
+
 use clap::Subcommand;
-use keyring::{DekState, Keyring, KeyringInfo, Owner, Scope, ScopeKind, Unlocked};
+use keyring::{DekState, Keyring, KeyringError, KeyringInfo, Owner, Scope, ScopeKind, SoftHsm, Unlocked};
 use serde::Serialize;
 
 use crate::credentials::{HsmArgs, KeyringArgs};
@@ -24,7 +26,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         hsm: HsmArgs,
     },
-    /// After a restore: make the HSM accept a keyring that is older than it remembers
+    /// After a restore: make the HSM accept a keyring that is older than it remembers, or that is gone for good
     AcceptRestore {
         #[command(flatten)]
         keyring: KeyringArgs,
@@ -275,7 +277,11 @@ struct Accepted {
 fn accept_restore(args: &KeyringArgs, hsm: &HsmArgs, output: &Output) -> CliResult {
     let directory = args.directory()?;
     let hsm = hsm.login()?;
-    let accepted = Keyring::open(directory)?.accept_restore(&hsm)?;
+    let keyring = match Keyring::open(directory) {
+        Err(error @ KeyringError::NotAKeyring { .. }) => return accept_loss(directory, hsm, error, output),
+        opened => opened?,
+    };
+    let accepted = keyring.accept_restore(&hsm)?;
     hsm.close()?;
     let accepted = Accepted {
         directory: directory.display().to_string(),
@@ -291,6 +297,49 @@ fn accept_restore(args: &KeyringArgs, hsm: &HsmArgs, output: &Output) -> CliResu
             ),
             _ => format!("{directory}: generation {} needed no acceptance.", accepted.generation),
         }
+    })?;
+    Ok(Outcome::Good)
+}
+
+#[derive(Serialize)]
+struct Forgotten {
+    directory: String,
+    forgotten: Vec<ForgottenKeyring>,
+}
+
+#[derive(Serialize)]
+struct ForgottenKeyring {
+    keyring: String,
+    generation: u64,
+}
+
+/// There is no keyring, and the HSM may still expect one: as after an `initdb` in the place of another cluster.
+fn accept_loss(directory: &Path, hsm: SoftHsm, error: KeyringError, output: &Output) -> CliResult {
+    let forgotten = match Keyring::accept_loss(directory, &hsm) {
+        Ok(forgotten) if !forgotten.is_empty() => forgotten,
+        // What is wrong is what was found first.
+        Ok(_) | Err(KeyringError::AlreadyExists { .. }) => return Err(error.into()),
+        Err(error) => return Err(error.into()),
+    };
+    hsm.close()?;
+    let keyring = |(keyring, generation): (keyring::KeyringId, u64)| ForgottenKeyring {
+        keyring: keyring.to_string(),
+        generation,
+    };
+    let forgotten = Forgotten {
+        directory: directory.display().to_string(),
+        forgotten: forgotten.into_iter().map(keyring).collect(),
+    };
+    output.show(&forgotten, |forgotten| {
+        let directory = &forgotten.directory;
+        let line = |one: &ForgottenKeyring| {
+            format!(
+                "{directory}: there is no keyring. The HSM expected {} (generation {}) and forgot it; its audit \
+                 log has it.\n",
+                one.keyring, one.generation
+            )
+        };
+        forgotten.forgotten.iter().map(line).collect()
     })?;
     Ok(Outcome::Good)
 }

@@ -99,6 +99,27 @@ fn a_restore_is_accepted_on_request_only() {
 }
 
 #[test]
+fn a_keyring_that_is_gone_for_good_makes_room_for_another() {
+    let bench = Bench::new();
+    let ring = bench.path("ring");
+    fill(&bench, &ring);
+    let directory = ring.to_str().unwrap();
+    let accept = || bench.tde_with_pin(&["keyring", "accept-restore", "--keyring", directory]);
+    let root = ring.join("keyring.tde");
+    fs::rename(&root, bench.path("kept")).unwrap();
+    assert_eq!(accept().code, 2, "records without a root are no keyring that is gone");
+    fs::rename(bench.path("kept"), &root).unwrap();
+    fs::remove_dir_all(&ring).unwrap();
+
+    let accepted = accept();
+    assert_eq!(accepted.code, 0, "{}", accepted.err);
+    assert!(accepted.out.contains("(generation 3) and forgot it"), "{}", accepted.out);
+    let nothing = accept();
+    assert_eq!(nothing.code, 2);
+    assert!(nothing.err.contains("does not exist"), "{}", nothing.err);
+}
+
+#[test]
 fn what_cannot_be_done_says_how_it_could() {
     let bench = Bench::new();
     let ring = bench.path("ring");
