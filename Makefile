@@ -40,8 +40,9 @@ setup:
 	@command -v $(CARGO) >/dev/null || { echo "setup: no cargo; install Rust with rustup (rust-toolchain.toml names the version)" >&2; exit 1; }
 	@echo "setup: $$($(CARGO) --version), $$($(PG_CONFIG) --version)"
 
+# The whole workspace, so that every target of this file builds the dependencies with the same features, once.
 build:
-	$(CARGO) build --locked --profile $(PROFILE) -p pg-tde -p tde-cli
+	$(CARGO) build --locked --workspace --profile $(PROFILE)
 
 demo: setup build
 	@BUILD=$(BUILD) python3 examples/flights/demo.py
@@ -51,7 +52,7 @@ test: setup build
 
 # The same tests, longer: twenty crashes, every access method torn in every way, PostgreSQL's whole regression suite.
 soak: setup build
-	TDE_SOAK=1 $(CARGO) test --locked -p tde-tests
+	TDE_SOAK=1 $(CARGO) test --locked --workspace --test pg
 
 # The benchmark measures release builds; the test profile leaves out the linker's optimisation.
 bench: setup

@@ -115,3 +115,36 @@ fn data_survives_kill_9_of_single_backends_under_load() {
     }
     assert!(committed > 100, "the load was no load: {committed} transactions");
 }
+
+/// Redo makes a missing visibility map itself, as if it were no redo (`vm_extend`).
+#[test]
+fn recovery_makes_a_visibility_map_that_a_dropped_table_no_longer_has() {
+    let mut cluster = Cluster::with_tde();
+    cluster.encrypted_tablespace("secure");
+    cluster.plain_tablespace("clear");
+    for space in ["secure", "clear"] {
+        cluster.run(&format!(
+            "CREATE TABLE gone_{space} (i int) TABLESPACE {space};
+             INSERT INTO gone_{space} SELECT generate_series(1, 1000);
+             CREATE TABLE cut_{space} TABLESPACE {space} AS TABLE gone_{space}"
+        ));
+        for table in ["gone", "cut"] {
+            cluster.run(&format!("VACUUM (FREEZE) {table}_{space}"));
+        }
+    }
+    cluster.run("CHECKPOINT");
+    for space in ["secure", "clear"] {
+        cluster.run(&format!(
+            "DELETE FROM gone_{space} WHERE i < 10;
+             DROP TABLE gone_{space};
+             DELETE FROM cut_{space} WHERE i < 10;
+             TRUNCATE cut_{space};
+             INSERT INTO cut_{space} VALUES (1)"
+        ));
+    }
+    // A whole restart: a fresh server has logged no key line yet.
+    cluster.crash_and_recover();
+    for space in ["secure", "clear"] {
+        assert_eq!(cluster.int(&format!("SELECT count(*) FROM cut_{space}")), 1);
+    }
+}

@@ -6,7 +6,7 @@ use tde_tests::{Cluster, Sql, SqlError, files, plain_mode};
 
 /// `secure` (encrypted), `clear` (plain), and table `t` with index, TOAST and canaries in `clear`.
 fn cluster() -> Cluster {
-    let cluster = Cluster::builder().fsync().start();
+    let cluster = Cluster::builder().start();
     cluster.encrypted_tablespace("secure");
     cluster.plain_tablespace("clear");
     table(&mut cluster.connect("postgres"), "t", "clear");

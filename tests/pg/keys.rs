@@ -16,7 +16,7 @@ fn checksum(cluster: &Cluster, table: &str) -> String {
 /// The postmaster rebuilds shared memory after a crash: keys made since its start must not go with it.
 #[test]
 fn a_key_made_after_start_survives_the_crash_of_a_backend() {
-    let mut cluster = Cluster::builder().fsync().start();
+    let mut cluster = Cluster::builder().start();
     cluster.encrypted_tablespace("first");
     fill(&cluster, "a", "first");
     cluster.run("CHECKPOINT");
@@ -56,7 +56,7 @@ fn open_sessions_see_a_new_key() {
 
 #[test]
 fn the_master_key_rotates_online_and_old_data_stays_readable() {
-    let mut cluster = Cluster::builder().fsync().start();
+    let mut cluster = Cluster::builder().start();
     cluster.encrypted_tablespace("one");
     cluster.encrypted_tablespace("two");
     fill(&cluster, "a", "one");
@@ -79,7 +79,7 @@ fn the_master_key_rotates_online_and_old_data_stays_readable() {
 
 #[test]
 fn every_cipher_for_pages_works_and_differs_on_disk() {
-    let mut cluster = Cluster::builder().fsync().start();
+    let mut cluster = Cluster::builder().start();
     for (name, cipher) in [("wide", "aes-256-hctr2"), ("narrow", "aes-256-xts")] {
         cluster.tablespace_with_cipher(name, cipher);
         fill(&cluster, &format!("t_{name}"), name);
@@ -129,7 +129,7 @@ fn the_views_tell_state_cipher_and_version() {
 
 #[test]
 fn a_dropped_tablespace_retires_its_key_and_its_name_can_be_used_again() {
-    let mut cluster = Cluster::builder().fsync().start();
+    let mut cluster = Cluster::builder().start();
     let dir = cluster.encrypted_tablespace("secure");
     fill(&cluster, "a", "secure");
     cluster.run("DROP TABLE a");

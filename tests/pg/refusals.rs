@@ -9,7 +9,7 @@ use tde_tests::{Cluster, StartFailure, files};
 
 /// A stopped cluster with an encrypted table `t` in it.
 fn stopped() -> Cluster {
-    let mut cluster = Cluster::builder().fsync().start();
+    let mut cluster = Cluster::builder().start();
     cluster.encrypted_tablespace("secure");
     cluster.run("CREATE TABLE t TABLESPACE secure AS SELECT i, 'canary-' || i AS secret FROM generate_series(1, 1000) i");
     cluster.stop();

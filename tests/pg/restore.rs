@@ -27,7 +27,7 @@ fn refused(cluster: &mut Cluster, word: &str) {
 /// A server that finds no keyring where it is told to look must not make one and go on in clear.
 #[test]
 fn a_keyring_setting_that_points_elsewhere_is_refused() {
-    let mut cluster = Cluster::builder().fsync().start();
+    let mut cluster = Cluster::builder().start();
     cluster.encrypted_tablespace("secure");
     fill(&cluster, "t", "secure");
     cluster.stop();
@@ -45,7 +45,7 @@ fn a_keyring_setting_that_points_elsewhere_is_refused() {
 /// The HSM has never seen this directory: only the data itself can tell that keys are missing.
 #[test]
 fn a_backup_without_its_keyring_is_refused_as_server_and_as_standby() {
-    let primary = Cluster::builder().fsync().start();
+    let primary = Cluster::builder().start();
     primary.encrypted_tablespace("secure");
     fill(&primary, "t", "secure");
     for standby in [false, true] {
@@ -68,7 +68,7 @@ fn a_backup_without_its_keyring_is_refused_as_server_and_as_standby() {
 /// A standby with a copy of the keyring that is older than its data.
 #[test]
 fn a_backup_with_an_older_keyring_is_refused() {
-    let primary = Cluster::builder().fsync().start();
+    let primary = Cluster::builder().start();
     primary.encrypted_tablespace("first");
     let old = primary.dir().join("old");
     tde_tests::command_output(
@@ -85,7 +85,7 @@ fn a_backup_with_an_older_keyring_is_refused() {
 
 #[test]
 fn a_data_directory_that_moved_keeps_working() {
-    let primary = Cluster::builder().fsync().start();
+    let primary = Cluster::builder().start();
     primary.encrypted_tablespace("secure");
     fill(&primary, "t", "secure");
     let mut restored = Cluster::backup_of(&primary, &["--checkpoint=fast"], || ());
@@ -101,7 +101,7 @@ fn a_data_directory_that_moved_keeps_working() {
 /// A primary with table `t` encrypted and `p` plain, a backup of it, and what happened afterwards: the tablespace of `t`
 /// dropped, that of `p` encrypted. Gives the backup, set up for recovery to just before that, and the lost primary.
 fn point_in_time(keyring: Option<&str>) -> (Cluster, Cluster) {
-    let mut primary = Cluster::builder().fsync().conf("wal_keep_size", "512MB").create();
+    let mut primary = Cluster::builder().conf("wal_keep_size", "512MB").create();
     if let Some(name) = keyring {
         primary.configure("pg_tde.keyring", primary.dir().join(name).to_str().unwrap());
     }

@@ -189,7 +189,9 @@ impl Cluster {
     fn base_backup(&self, primary: &Self, options: &[&str]) -> Command {
         let mut command = primary.tool("pg_basebackup");
         command.arg("-D").arg(&self.data).args(options);
-        for row in primary.rows("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE oid > 16383") {
+        // One inside the data directory, which has no path of its own, is copied with it.
+        let outside = "SELECT l FROM pg_tablespace, pg_tablespace_location(oid) l WHERE l LIKE '/%'";
+        for row in primary.rows(outside) {
             let name = Path::new(&row[0]).file_name().unwrap();
             command.arg("-T").arg(format!("{}={}", row[0], self.ts_dir().join(name).display()));
         }
