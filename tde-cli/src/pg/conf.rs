@@ -80,6 +80,11 @@ impl Settings {
             self.problems.push(format!("{shown}: files are nested too deeply"));
             return;
         }
+        // Reading a FIFO would wait for ever.
+        if fs::metadata(file).is_ok_and(|metadata| !metadata.is_file()) {
+            self.problems.push(format!("cannot read {shown}: it is not a regular file"));
+            return;
+        }
         let text = match fs::read(file) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => return,

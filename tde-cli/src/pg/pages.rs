@@ -133,6 +133,10 @@ pub(crate) fn scan(space: &TablespaceDir, keys: Option<&ScopeKeys>, mode: Mode) 
 }
 
 fn scan_file(file: &RelationFile, keys: Option<&ScopeKeys>, mode: Mode, scan: &mut Scan) -> io::Result<()> {
+    // Opening a FIFO would wait for ever.
+    if !std::fs::metadata(&file.path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
     let mut input = File::open(&file.path)?;
     scan.files += 1;
     scan.temporary_files += u64::from(file.name.temporary);
