@@ -101,6 +101,16 @@ pub(crate) enum KeyError {
         /// Where recovery ended.
         end: WalPosition,
     },
+    /// The keyring is newer than the data directory.
+    #[error("the keyring in \"{}\" uses line {line} for tablespace {tablespace}, of which this data directory knows nothing: restore the keyring that belongs to it", dir.display())]
+    NotInManifest {
+        /// Where it is.
+        dir: PathBuf,
+        /// The line.
+        line: u64,
+        /// OID of the tablespace.
+        tablespace: u32,
+    },
     /// The manifest of the data directory.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -194,14 +204,19 @@ pub(crate) fn load(table: &KeyTable) -> Result<(), KeyError> {
     }
     check_manifest(table, manifest, &unlocked, &scopes, recovers)?;
     // Recovery of this server begins here; of a copy of another one, where its backup began.
-    let redo = if recovers { 0 } else { server::checkpoint_redo() };
+    let control = if recovers { None } else { server::control_file() };
+    let redo = control.as_ref().map_or(0, |control| control.redo);
     for scope in scopes.iter().filter(|scope| !scope.is_draft()) {
         let Some(facts) = LineFacts::of(scope).filter(|facts| facts.end > redo) else { continue };
         let dek = unlocked.dek_of(scope, facts.version, &hsm)?;
         let index = facts.add_to(table)?;
         table.set_dek(index, &dek);
     }
-    Ok(())
+    match control.and_then(|control| control.end) {
+        // Nothing will be replayed, so redo will not end either.
+        Some(end) => check_end_of_redo(table, end),
+        None => Ok(()),
+    }
 }
 
 /// Makes sure that this is the keyring of this data directory, and as new as it.
@@ -219,6 +234,11 @@ fn check_manifest(
     };
     if manifest.keyring != keyring {
         return Err(KeyError::OtherKeyring { dir, found: keyring, expected: manifest.keyring });
+    }
+    let used = scopes.iter().filter(|scope| !scope.is_draft()).filter_map(LineFacts::of);
+    let unknown = used.map(|facts| facts.named()).find(|named| !manifest.lines.contains(named));
+    if let Some(Named { line, tablespace }) = unknown.filter(|_| !recovers) {
+        return Err(KeyError::NotInManifest { dir, line, tablespace });
     }
     for &Named { line, tablespace } in manifest.lines.difference(&lines) {
         if !recovers {

@@ -146,7 +146,7 @@ pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceErro
     }
     refuse_encrypted(table, name, oid)?;
     server::lock_tablespace(oid, false);
-    server::lock_keyring(false);
+    let _keyring = server::lock_keyring();
     if server::tablespace_oid(name) != Some(oid) {
         return Err(TablespaceError::Unknown(name.to_owned())); // dropped while we waited
     }
@@ -265,14 +265,14 @@ pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<()
     if table.is_logged(line.index) {
         return Ok(());
     }
-    server::lock_keyring(false);
+    let _keyring = server::lock_keyring();
     let keyring = keys::open_keyring(table)?;
     log_pending(table, &keyring)?;
     Ok(())
 }
 
 /// Retires the key line of a tablespace that was dropped. Its key stays in the keyring for old backups. The caller has
-/// [`server::lock_keyring`] since before the drop: waiting for it now could be cancelled.
+/// [`server::lock_keyring_to_end`] since before the drop: waiting for it now could be cancelled.
 ///
 /// # Errors
 /// When the keyring cannot be changed; the tablespace is gone all the same.
@@ -299,7 +299,7 @@ pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
         return Err(TablespaceError::InRecovery);
     }
     let mut hsm = keys::open_hsm()?;
-    server::lock_keyring(false);
+    let _keyring = server::lock_keyring();
     let keyring = keys::open_keyring(table)?;
     hsm.generate_version()?;
     let rewrapped = keyring.rewrap_all(&hsm, |_| {

@@ -264,29 +264,59 @@ pub(crate) fn forget_backtraces() {
     }
 }
 
-/// Changes of the keyring and of the state of tablespaces, one at a time, and none while a statement copies files past the
-/// storage manager (`shared`). Kept to the end of the transaction. Can be interrupted.
-pub(crate) fn lock_keyring(shared: bool) {
-    // No tablespace has OID 0.
-    lock_tablespace(0, shared);
+/// Changes of the keyring and of the state of tablespaces happen one at a time. Can be interrupted.
+pub(crate) fn lock_keyring() -> KeyringLock {
+    acquire(KEYRING, false);
+    KeyringLock(())
 }
 
-/// A tablespace whose files are made (`shared`) or must not change. Kept to the end of the transaction. Can be
-/// interrupted.
+/// Holds the lock on the keyring; released on drop, so that neither an idle nor a prepared transaction keeps it.
+pub(crate) struct KeyringLock(());
+
+impl Drop for KeyringLock {
+    fn drop(&mut self) {
+        let (tag, mode) = (lock_tag(KEYRING), lock_mode(false));
+        // SAFETY: taken in `lock_keyring`; the lock manager copies the tag.
+        unsafe { pg_sys::LockRelease(&raw const tag, mode, false) };
+    }
+}
+
+/// As [`lock_keyring`] to the end of the transaction: shared, for statements that copy files past the storage manager, or
+/// exclusive.
+pub(crate) fn lock_keyring_to_end(shared: bool) {
+    acquire(KEYRING, shared);
+}
+
+/// A tablespace whose files are made (`shared`) or must not change, to the end of the transaction. Can be interrupted.
 pub(crate) fn lock_tablespace(oid: u32, shared: bool) {
+    acquire(oid, shared);
+}
+
+/// No tablespace has this OID.
+const KEYRING: u32 = 0;
+
+fn lock_mode(shared: bool) -> pg_sys::LOCKMODE {
     let mode = if shared { pg_sys::AccessShareLock } else { pg_sys::AccessExclusiveLock };
-    // SET_LOCKTAG_OBJECT (storage/lock.h); LockSharedObject would also process invalidations, for which smgrcreate is no
-    // place.
-    let tag = pg_sys::LOCKTAG {
+    mode as pg_sys::LOCKMODE
+}
+
+/// SET_LOCKTAG_OBJECT (storage/lock.h).
+fn lock_tag(oid: u32) -> pg_sys::LOCKTAG {
+    pg_sys::LOCKTAG {
         locktag_field1: 0,
         locktag_field2: pg_sys::TableSpaceRelationId.to_u32(),
         locktag_field3: oid,
         locktag_field4: LOCK_SUBOBJECT,
         locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
         locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
-    };
+    }
+}
+
+/// Not LockSharedObject, which would also process invalidations, for which smgrcreate is no place.
+fn acquire(oid: u32, shared: bool) {
+    let tag = lock_tag(oid);
     // SAFETY: called inside a transaction; the lock manager copies the tag.
-    unsafe { pg_sys::LockAcquire(&raw const tag, mode as i32, false, false) };
+    unsafe { pg_sys::LockAcquire(&raw const tag, lock_mode(shared), false, false) };
 }
 
 /// Whether somebody asked this process to cancel its statement or to end.
@@ -304,14 +334,22 @@ pub(crate) fn pid() -> u32 {
     unsafe { pg_sys::MyProcPid }.unsigned_abs()
 }
 
-/// Redo pointer of the last completed checkpoint by the control file on disk, 0 if that is not whole.
-pub(crate) fn checkpoint_redo() -> u64 {
+/// What the control file on disk says.
+pub(crate) struct Control {
+    /// Redo pointer of the last completed checkpoint.
+    pub(crate) redo: u64,
+    /// End of the history, if the server was shut down and nothing will be replayed.
+    pub(crate) end: Option<u64>,
+}
+
+/// Reads the control file; `None` if it is not whole, which the server will refuse by itself.
+pub(crate) fn control_file() -> Option<Control> {
     let mut whole = false;
     // SAFETY: reads the control file below DataDir into memory of the current context; raises an error if it cannot.
-    unsafe {
-        let control = pg_sys::get_controlfile(pg_sys::DataDir, &raw mut whole);
-        if whole { (*control).checkPointCopy.redo } else { 0 }
-    }
+    let control = unsafe { &*pg_sys::get_controlfile(pg_sys::DataDir, &raw mut whole) };
+    // Not DB_SHUTDOWNED_IN_RECOVERY, after which WAL is replayed again.
+    let stopped = control.state == pg_sys::DBState::DB_SHUTDOWNED;
+    whole.then(|| Control { redo: control.checkPointCopy.redo, end: stopped.then_some(control.checkPoint) })
 }
 
 /// Keeps the descriptors of this process, its client's socket among them, from the program that `command` will start.

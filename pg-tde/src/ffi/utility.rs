@@ -118,7 +118,7 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<u32> {
                 let name = CStr::from_ptr((*drop).tablespacename).to_str().ok()?;
                 let oid = server::tablespace_oid(name)?;
                 // Waits for a tde.encrypt_tablespace under way; later this wait could be cancelled half-way.
-                server::lock_keyring(false);
+                server::lock_keyring_to_end(false);
                 table.active(oid).map(|line| line.tablespace)
             }
             NodeTag::T_CreatedbStmt => {
@@ -126,7 +126,7 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<u32> {
                 let copies_files =
                     option(options, c"strategy").is_some_and(|value| value.eq_ignore_ascii_case("file_copy"));
                 if copies_files {
-                    server::lock_keyring(true);
+                    server::lock_keyring_to_end(true);
                 }
                 if copies_files && table.lines().any(|line| line.end == crate::key_table::OPEN_END) {
                     refuse(
@@ -140,7 +140,7 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<u32> {
                 let alter = node.cast::<pg_sys::AlterDatabaseStmt>();
                 let target = option((*alter).options, c"tablespace")?;
                 let database = CStr::from_ptr((*alter).dbname).to_str().ok()?;
-                server::lock_keyring(true);
+                server::lock_keyring_to_end(true);
                 let touched = [server::tablespace_oid(&target), database_tablespace(database)];
                 if touched.into_iter().flatten().any(|oid| table.active(oid).is_some()) {
                     refuse(
