@@ -52,7 +52,7 @@ test: setup build
 
 # The same tests, longer: twenty crashes, every access method torn in every way, PostgreSQL's whole regression suite.
 soak: setup build
-	TDE_SOAK=1 $(CARGO) test --locked --workspace --test pg
+	TDE_SOAK=1 $(CARGO) test --locked --workspace --test pg -- --include-ignored
 
 # The benchmark measures release builds; the test profile leaves out the linker's optimisation.
 bench: setup

@@ -12,8 +12,27 @@ fn source(scratch: &Path) -> PathBuf {
     let root = scratch.join("source");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("regress-source.sh");
     command_output(Command::new(script).arg(&root).arg("15"));
-    root.join("src/test/regress")
+    root.join("src/test")
 }
+
+/// One of PostgreSQL's suites.
+struct Suite<'a> {
+    /// The folder below `src/test`, and the packaged program that runs it.
+    folder: &'a str,
+    program: &'a str,
+    schedule: &'a str,
+    /// How many tests there are at least.
+    tests: usize,
+}
+
+const REGRESS: Suite =
+    Suite { folder: "regress", program: "regress/pg_regress", schedule: "parallel_schedule", tests: 190 };
+const ISOLATION: Suite = Suite {
+    folder: "isolation",
+    program: "isolation/pg_isolation_regress",
+    schedule: "isolation_schedule",
+    tests: 100,
+};
 
 /// C functions that the suite's SQL calls.
 fn libraries(source: &Path, scratch: &Path) -> PathBuf {
@@ -27,7 +46,7 @@ fn libraries(source: &Path, scratch: &Path) -> PathBuf {
         Command::new("gcc")
             .args(["-O1", "-fPIC", "-shared", "-w"])
             .arg(format!("-I{}", ask("--includedir-server")))
-            .arg(source.join("regress.c"))
+            .arg(source.join("regress/regress.c"))
             .arg("-o")
             .arg(dir.join("regress.so")),
     );
@@ -45,7 +64,8 @@ struct Results {
     files: usize,
 }
 
-fn run(source: &Path, libraries: &Path, encrypted: bool) -> Results {
+fn run(suite: &Suite, source: &Path, libraries: &Path, encrypted: bool) -> Results {
+    let tests = source.join(suite.folder);
     // Both clusters look alike from SQL but for pg_tde itself.
     let cluster = Cluster::builder()
         .conf("max_prepared_transactions", "2")
@@ -62,13 +82,13 @@ fn run(source: &Path, libraries: &Path, encrypted: bool) -> Results {
     let out = cluster.ts_dir().join("out");
     fs::create_dir(&out).unwrap();
     cluster.root().own(&out);
-    let mut command = cluster.tool("/usr/lib/postgresql/15/lib/pgxs/src/test/regress/pg_regress");
+    let mut command = cluster.tool(&format!("/usr/lib/postgresql/15/lib/pgxs/src/test/{}", suite.program));
     command
-        .arg(format!("--inputdir={}", source.display()))
+        .arg(format!("--inputdir={}", tests.display()))
         .arg(format!("--outputdir={}", out.display()))
         .arg(format!("--dlpath={}", libraries.display()))
         .arg(format!("--bindir={}", cluster.root().bin("").display()))
-        .arg(format!("--schedule={}", source.join("parallel_schedule").display()))
+        .arg(format!("--schedule={}", tests.join(suite.schedule).display()))
         .args(["--use-existing", "--dbname=regression", "--max-concurrent-tests=20"])
         .args(["--host", cluster.dir().join("sock").to_str().unwrap(), "--port=5432", "--user=postgres"]);
     // Its exit code counts differences from the expected output, which both runs may have.
@@ -109,16 +129,15 @@ fn difference(a: &str, b: &str) -> Option<String> {
     Some(format!("line {}:\n plain:\n  {}\n encrypted:\n  {}", at + 1, show(a), show(b)))
 }
 
-#[test]
-fn the_servers_own_regression_suite_cannot_tell_the_difference() {
+fn compare(suite: &Suite) {
     let scratch = Scratch::new();
     let source = source(scratch.path());
     let libraries = libraries(&source, scratch.path());
-    let plain = run(&source, &libraries, false);
-    let encrypted = run(&source, &libraries, true);
+    let plain = run(suite, &source, &libraries, false);
+    let encrypted = run(suite, &source, &libraries, true);
     println!("plain: {}\nencrypted: {}", plain.summary, encrypted.summary);
-    assert!(plain.printed.len() > 190, "{} tests ran", plain.printed.len());
-    assert!(encrypted.files > 500, "the tablespace holds {} files", encrypted.files);
+    assert!(plain.printed.len() > suite.tests, "{} tests ran", plain.printed.len());
+    assert!(encrypted.files > 300, "the tablespace holds {} files", encrypted.files);
     let names: Vec<_> = encrypted.printed.keys().collect();
     assert_eq!(names, plain.printed.keys().collect::<Vec<_>>());
     let differences: Vec<_> = plain
@@ -128,4 +147,15 @@ fn the_servers_own_regression_suite_cannot_tell_the_difference() {
         .collect();
     assert!(differences.is_empty(), "{} tests differ:\n{}", differences.len(), differences.join("\n\n"));
     assert_eq!(plain.summary, encrypted.summary);
+}
+
+#[test]
+fn the_servers_own_regression_suite_cannot_tell_the_difference() {
+    compare(&REGRESS);
+}
+
+#[test]
+#[ignore = "ten minutes: part of make soak"]
+fn the_servers_own_isolation_suite_cannot_tell_the_difference() {
+    compare(&ISOLATION);
 }

@@ -25,6 +25,19 @@ struct Scenario {
     ask: &'static str,
     /// A relation whose pages must be among the torn ones.
     must_tear: &'static str,
+    /// The guard without which recovery would fail, which must have been at work.
+    guard: Guard,
+}
+
+/// What brings torn pages back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Guard {
+    /// Full-page images in the WAL, as in a plain server.
+    Wal,
+    /// A placeholder, because redo reads the page before its image comes.
+    Placeholder,
+    /// The double-write file, because the change is in no WAL record.
+    DoubleWrite,
 }
 
 fn run(scenario: &Scenario) {
@@ -59,6 +72,12 @@ fn run_with(scenario: &Scenario, settings: &[(&str, &str)]) {
         each(&cluster, scenario.change);
         let expected = answers(&cluster, scenario.ask);
         cluster.evict_buffers();
+        if scenario.guard == Guard::DoubleWrite && cluster.has_tde() {
+            assert!(
+                cluster.int("SELECT double_writes FROM tde.stats") > 0,
+                "{old:?}: no page was written twice"
+            );
+        }
         let victim = cluster.file_in(DATABASE, scenario.must_tear).canonicalize().unwrap();
         cluster.crash();
 
@@ -73,6 +92,12 @@ fn run_with(scenario: &Scenario, settings: &[(&str, &str)]) {
         assert!(hit || plain_mode(), "{old:?}: no page of {} was torn: {torn:?}", scenario.must_tear);
 
         cluster.start();
+        if scenario.guard == Guard::Placeholder && cluster.has_tde() {
+            assert!(
+                cluster.int("SELECT torn_in_recovery FROM tde.stats") > 0,
+                "{old:?}: redo met no torn page"
+            );
+        }
         assert_eq!(answers(&cluster, scenario.ask), expected, "{old:?}");
         check_structure(&cluster);
         // Life goes on: the healed pages take changes, are written and read again.
@@ -128,6 +153,7 @@ fn torn_hash_pages_are_healed() {
         ],
         ask: "SELECT k, count(*), sum(id) FROM t WHERE k = 1 OR k = 2 OR k = 3 GROUP BY k ORDER BY k",
         must_tear: "i",
+        guard: Guard::Placeholder,
     });
 }
 
@@ -148,6 +174,7 @@ fn torn_spgist_pages_are_healed() {
         ],
         ask: "SELECT count(*), sum(id) FROM t WHERE at <@ box '(10,10),(60,60)'",
         must_tear: "i",
+        guard: Guard::DoubleWrite,
     });
 }
 
@@ -163,6 +190,7 @@ fn a_torn_spgist_metapage_is_healed() {
         change: &["INSERT INTO t VALUES (1, point(1, 1))"],
         ask: "SELECT count(*), sum(id) FROM t WHERE at <@ box '(0,0),(60,60)'",
         must_tear: "i",
+        guard: Guard::DoubleWrite,
     });
 }
 
@@ -179,6 +207,7 @@ fn a_torn_spgist_metapage_of_an_index_built_without_wal_is_healed() {
             change: &["INSERT INTO t VALUES (1, point(1, 1))"],
             ask: "SELECT count(*), sum(id) FROM t WHERE at <@ box '(0,0),(60,60)'",
             must_tear: "i",
+            guard: Guard::DoubleWrite,
         },
         &[("wal_level", "minimal"), ("max_wal_senders", "0"), ("wal_skip_threshold", "0")],
     );
@@ -200,6 +229,7 @@ fn torn_btree_pages_are_healed() {
         ],
         ask: "SELECT count(*), sum(id), md5(string_agg(secret, '' ORDER BY secret)) FROM t WHERE secret > '2'",
         must_tear: "i",
+        guard: Guard::Wal,
     });
 }
 
@@ -219,6 +249,7 @@ fn torn_gin_pages_are_healed() {
         ],
         ask: "SELECT count(*), sum(id) FROM t WHERE tags @> '{1003}'",
         must_tear: "i",
+        guard: Guard::Wal,
     });
 }
 
@@ -238,6 +269,7 @@ fn torn_gist_pages_are_healed() {
         ],
         ask: "SELECT count(*), sum(id) FROM t WHERE area && box '(20,5),(90,20)'",
         must_tear: "i",
+        guard: Guard::Wal,
     });
 }
 
@@ -258,6 +290,7 @@ fn torn_brin_pages_are_healed() {
         ],
         ask: "SELECT count(*), sum(id) FROM t WHERE secret BETWEEN '3' AND '9'",
         must_tear: "i",
+        guard: Guard::Wal,
     });
 }
 
@@ -277,6 +310,7 @@ fn torn_bloom_pages_are_healed() {
         ],
         ask: "SELECT count(*), sum(id) FROM t WHERE a = 5 AND b = 12",
         must_tear: "i",
+        guard: Guard::Wal,
     });
 }
 
@@ -298,6 +332,7 @@ fn torn_heap_toast_fsm_and_vm_pages_are_healed() {
         ],
         ask: "SELECT count(*), sum(length(big)), md5(string_agg(big, '' ORDER BY id)) FROM t WHERE id > 0",
         must_tear: "t",
+        guard: Guard::Wal,
     });
 }
 
@@ -315,6 +350,7 @@ fn pages_torn_by_hint_bits_are_healed() {
         change: &["SELECT count(*) FROM t", "SELECT count(*) FROM t"],
         ask: "SELECT count(*), sum(id), min(secret) FROM t WHERE id > 0",
         must_tear: "t",
+        guard: Guard::Wal,
     });
 }
 
@@ -328,5 +364,6 @@ fn a_torn_sequence_is_healed() {
         change: &["INSERT INTO t (secret) SELECT 'more' FROM generate_series(1, 200)"],
         ask: "SELECT count(*), sum(id), max(id) FROM t WHERE id > 0",
         must_tear: "t_id_seq",
+        guard: Guard::Wal,
     });
 }
