@@ -157,3 +157,21 @@ fn a_dropped_tablespace_retires_its_key_and_its_name_can_be_used_again() {
     assert!(cluster.rows("SELECT 1 FROM tde.tablespaces WHERE name = 'secure'").is_empty());
     cluster.restart();
 }
+
+/// The first file after a start logs the key line; what that needs must not last as long as the transaction.
+#[test]
+fn a_prepared_transaction_keeps_nobody_from_making_tables() {
+    let mut cluster = Cluster::builder().conf("max_prepared_transactions", "2").start();
+    cluster.encrypted_tablespace("secure");
+    cluster.restart();
+    cluster.run("BEGIN; CREATE TABLE first (i int) TABLESPACE secure; PREPARE TRANSACTION 'open'");
+    for restart in [false, true] {
+        if restart {
+            cluster.restart();
+        }
+        cluster.run("SET statement_timeout = '5s'; CREATE TABLE second (i int) TABLESPACE secure; DROP TABLE second");
+        cluster.run("SET statement_timeout = '5s'; SELECT tde.rotate_master_key()");
+    }
+    cluster.run("COMMIT PREPARED 'open'; INSERT INTO first VALUES (1)");
+    assert_eq!(cluster.int("SELECT count(*) FROM first"), 1);
+}

@@ -206,3 +206,28 @@ fn recovery_to_a_point_in_time_with_a_keyring_from_later_is_refused_until_the_ol
     }
     as_it_was(&mut restored);
 }
+
+/// Nothing is replayed after a clean shutdown, so only the start itself can notice.
+#[test]
+fn a_cold_copy_with_a_keyring_from_later_is_refused() {
+    let mut cluster = Cluster::builder().create();
+    let keyring = cluster.dir().join("keyring");
+    cluster.configure("pg_tde.keyring", keyring.to_str().unwrap());
+    cluster.start();
+    cluster.encrypted_tablespace("secure");
+    fill(&cluster, "t", "secure");
+    cluster.stop();
+    let (data, cold) = (cluster.data().to_owned(), cluster.dir().join("cold"));
+    copy(&data, &cold);
+    let (space, cold_space) = (cluster.ts_dir(), cluster.dir().join("cold-space"));
+    copy(&space, &cold_space);
+    cluster.start();
+    cluster.run("DROP TABLE t");
+    cluster.run("DROP TABLESPACE secure");
+    cluster.stop();
+    fs::remove_dir_all(&data).unwrap();
+    copy(&cold, &data);
+    fs::remove_dir_all(&space).unwrap();
+    copy(&cold_space, &space);
+    refused(&mut cluster, "restore the keyring");
+}
