@@ -21,7 +21,7 @@ pub struct KeyVersion(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MasterKeyId(pub [u8; 16]);
 
-/// Where a keyring lives: a hash over the machine's id and the directory's canonical path. A standby or a
+/// Where a keyring lives: a hash over the machine's id and the directory's path. A standby or a
 /// clone at another place is another instance, with generations of its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub [u8; 16]);

@@ -41,6 +41,7 @@ use crate::failpoint;
 use crate::format::MAX_LEN;
 use crate::format::root::Root;
 use crate::ids::LineNumber;
+use crate::instance::place;
 
 /// How long a writer waits for another one before it gives up.
 pub const LOCK_DEADLINE: Duration = Duration::from_secs(60);
@@ -76,7 +77,7 @@ pub trait Store {
     fn line_path(&self, line: LineNumber) -> PathBuf;
     /// How errors name the root.
     fn root_path(&self) -> PathBuf;
-    /// The directory, as canonical as it can be.
+    /// The directory: its absolute path, links on the way to it resolved.
     fn dir(&self) -> &Path;
 }
 
@@ -103,14 +104,14 @@ impl FileStore {
     /// An existing directory. Refuses one that others may read or its group may write; a group that reads
     /// is tolerated, for PostgreSQL's own group access (`initdb -g`) gives it to base backups.
     pub fn open(dir: &Path) -> Result<Self> {
-        let dir = match dir.canonicalize() {
-            Ok(dir) => dir,
+        let found = place(dir).and_then(|place| Ok((fs::metadata(&place)?, place)));
+        let (metadata, dir) = match found {
+            Ok(found) => found,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(KeyringError::NotAKeyring { path: dir.into(), reason: "it does not exist" });
             }
             Err(error) => return Err(io_error("open", dir)(error)),
         };
-        let metadata = fs::metadata(&dir).map_err(io_error("look at", &dir))?;
         if !metadata.is_dir() {
             return Err(KeyringError::NotAKeyring { path: dir, reason: "it is not a directory" });
         }

@@ -231,3 +231,23 @@ fn a_newer_format_is_refused_and_left_alone() {
         fs::write(&file, good).unwrap();
     }
 }
+
+/// A link in the keyring's place does not make it another place.
+#[test]
+fn an_old_copy_behind_a_link_is_noticed() {
+    let scratch = scratch();
+    let (dir, old) = (scratch.path().join("ring"), scratch.path().join("old"));
+    let master = MemoryMaster::new();
+    let keyring = keyring_with(&dir, 1, &master);
+    assert!(std::process::Command::new("cp").arg("-a").arg(&dir).arg(&old).status().unwrap().success());
+    keyring.add_version(LineNumber(1), &master).unwrap();
+    let known = InstanceId::of(&dir).unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::os::unix::fs::symlink(&old, &dir).unwrap();
+    let refused = Keyring::open(&dir).unwrap().unlock(&master);
+    assert!(matches!(refused, Err(KeyringError::OldGeneration { .. })), "{refused:?}");
+    // Nor does a link to where nothing is.
+    std::fs::remove_file(&dir).unwrap();
+    std::os::unix::fs::symlink(scratch.path(), &dir).unwrap();
+    assert_eq!(InstanceId::of(&dir).unwrap(), known);
+}
