@@ -27,7 +27,7 @@ use page_cipher::CipherId;
 
 use crate::compat::RelationId;
 use crate::ffi::server;
-use crate::key_table::{FIRST_USER_OID, KeyTable, LineInfo, TableError};
+use crate::key_table::{FIRST_USER_OID, KeyTable, TableError};
 use crate::keys::{self, KeyError, LineFacts};
 use crate::manifest::Manifest;
 use crate::settings::UnknownCipher;
@@ -235,9 +235,9 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>, TablespaceError> {
 }
 
 /// Puts a line's record into the WAL, flushes it and returns its end.
-fn log(keyring: &Unlocked, line: LineInfo) -> Result<u64, KeyError> {
-    let scope = keyring.scope(LineNumber(line.line))?;
-    let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: line.line })?;
+fn log(keyring: &Unlocked, line: LineNumber) -> Result<u64, KeyError> {
+    let scope = keyring.scope(line)?;
+    let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: line.0 })?;
     let exported = keyring.export(facts.line)?;
     Ok(server::log_record(wal::KEYRING_LINE, &wal::encode(&facts, &exported)))
 }
@@ -247,7 +247,7 @@ fn log(keyring: &Unlocked, line: LineInfo) -> Result<u64, KeyError> {
 fn log_pending(table: &KeyTable, keyring: &Unlocked) -> Result<u64, KeyError> {
     let mut end = 0;
     for line in table.lines().filter(|line| !table.is_logged(line.index)) {
-        end = log(keyring, line)?;
+        end = log(keyring, LineNumber(line.line))?;
         table.set_logged(line.index, true);
     }
     Ok(end)
@@ -280,7 +280,7 @@ pub(crate) fn retire(oid: u32) -> Result<(), TablespaceError> {
     let table = key_table().ok_or(TablespaceError::NotActive)?;
     let Some(line) = table.active(oid) else { return Ok(()) };
     let keyring = keys::open_keyring(table)?;
-    let from = WalPosition(log(&keyring, line)?);
+    let from = WalPosition(log(&keyring, LineNumber(line.line))?);
     let changed = keyring.retire(LineNumber(line.line), from);
     keys::synchronize(table)?;
     changed?;
@@ -306,9 +306,9 @@ pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
         server::check_for_interrupts();
         ControlFlow::Continue(())
     })?;
-    for line in table.lines() {
-        table.set_logged(line.index, false);
+    // Every record, also those that the table no longer needs: a standby keeps them for old backups too.
+    for scope in keyring.survey()?.scopes {
+        log(&keyring, scope.line)?;
     }
-    log_pending(table, &keyring)?;
     Ok(rewrapped)
 }

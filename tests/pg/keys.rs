@@ -169,9 +169,12 @@ fn a_prepared_transaction_keeps_nobody_from_making_tables() {
         if restart {
             cluster.restart();
         }
-        cluster.run("SET statement_timeout = '5s'; CREATE TABLE second (i int) TABLESPACE secure; DROP TABLE second");
+        cluster.run(
+            "SET statement_timeout = '5s'; CREATE TABLE second (i int) TABLESPACE secure; DROP TABLE second",
+        );
         cluster.run("SET statement_timeout = '5s'; SELECT tde.rotate_master_key()");
     }
-    cluster.run("COMMIT PREPARED 'open'; INSERT INTO first VALUES (1)");
+    cluster.run("COMMIT PREPARED 'open'");
+    cluster.run("INSERT INTO first VALUES (1)");
     assert_eq!(cluster.int("SELECT count(*) FROM first"), 1);
 }

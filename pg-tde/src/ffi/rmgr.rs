@@ -7,7 +7,7 @@ use pgrx::pg_sys::{self, RmgrData, StringInfo, XLogReaderState};
 use pgrx::prelude::*;
 
 use super::server;
-use crate::keys::{self, KeyError, LineFacts};
+use crate::keys::{self, KeyError};
 use crate::manifest::Manifest;
 use crate::{placeholder, report, settings, tablespace, wal};
 
@@ -56,6 +56,9 @@ unsafe extern "C-unwind" fn redo(reader: *mut XLogReaderState) {
         report::redo_failed(&format!("unknown record type {info:#04x}"));
         return;
     }
+    // The keyring must not get ahead of where recovery may be started again.
+    // SAFETY: the server passes a decoded record.
+    server::flush_wal(unsafe { (*reader).EndRecPtr });
     if let Err(error) = redo_line(payload) {
         report::redo_failed(&report::chain(error.as_ref()));
     }
@@ -78,7 +81,11 @@ fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
         table.forget_seal_key();
     }
     Manifest::name(imported.keyring, facts.named())?;
-    LineFacts::add_to(&facts, table)?;
+    // What ended before this record was written is for old backups only.
+    let known = table.lines().any(|line| line.line == facts.line.0);
+    if known || facts.end > server::replay_position() {
+        facts.add_to(table)?;
+    }
     Ok(())
 }
 

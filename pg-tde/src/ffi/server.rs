@@ -44,6 +44,12 @@ pub(crate) fn replay_position() -> u64 {
     unsafe { pg_sys::GetXLogReplayRecPtr(std::ptr::null_mut()) }
 }
 
+/// Makes WAL durable up to the end of a record; in recovery: lets no recovery end before it.
+pub(crate) fn flush_wal(up_to: u64) {
+    // SAFETY: called with the end of an existing record.
+    unsafe { pg_sys::XLogFlush(up_to) }
+}
+
 /// Inserts a record of our resource manager, makes it durable and returns its end.
 pub(crate) fn log_record(info: u8, payload: &[u8]) -> u64 {
     // SAFETY: the payload outlives XLogInsert, which copies it; no buffer is registered.

@@ -110,15 +110,18 @@ unsafe extern "C-unwind" fn process_utility(
 /// `node` is a utility statement.
 unsafe fn before(node: *mut pg_sys::Node) -> Option<u32> {
     let table = tablespace::key_table()?;
+    if server::recovery_in_progress() {
+        return None; // the server itself refuses these statements
+    }
     // SAFETY: the tag says what the node is.
     unsafe {
         match (*node).type_ {
             NodeTag::T_DropTableSpaceStmt => {
                 let drop = node.cast::<pg_sys::DropTableSpaceStmt>();
                 let name = CStr::from_ptr((*drop).tablespacename).to_str().ok()?;
-                let oid = server::tablespace_oid(name)?;
                 // Waits for a tde.encrypt_tablespace under way; later this wait could be cancelled half-way.
                 server::lock_keyring_to_end(false);
+                let oid = server::tablespace_oid(name)?;
                 table.active(oid).map(|line| line.tablespace)
             }
             NodeTag::T_CreatedbStmt => {
