@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use keyring::{
-    KeyringError, LineNumber, MasterKey, MasterKeyError, NewScope, Rewrapped, ScopeKind, StateChange,
+    KeyringError, LineNumber, MasterKey, MasterKeyError, NewScope, Rewrapped, Scope, ScopeKind, StateChange,
     TablespaceState, Unlocked, WalPosition,
 };
 use page_cipher::CipherId;
@@ -288,7 +288,8 @@ pub(crate) fn retire(oid: u32) -> Result<(), TablespaceError> {
     Ok(())
 }
 
-/// Makes a new version of the master key and wraps every data key under it. No page is touched.
+/// Makes a new version of the master key and wraps every data key under it. No page is touched. After a rotation that was
+/// interrupted only the rest is wrapped.
 ///
 /// # Errors
 /// See [`TablespaceError`]. Keys that are not wrapped anew yet stay usable under the old version; calling this
@@ -301,7 +302,12 @@ pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
     let mut hsm = keys::open_hsm()?;
     let _keyring = server::lock_keyring();
     let keyring = keys::open_keyring(table)?;
-    hsm.generate_version()?;
+    // A rotation that was interrupted goes on; only a finished one makes room for another version.
+    let oldest = keyring.survey()?.scopes.iter().filter_map(Scope::oldest_master_version).min();
+    let oldest = oldest.unwrap_or(u32::MAX).min(keyring.info()?.master_key_version);
+    if oldest >= hsm.primary_version()? {
+        hsm.generate_version()?;
+    }
     let rewrapped = keyring.rewrap_all(&hsm, |_| {
         server::check_for_interrupts();
         ControlFlow::Continue(())
