@@ -346,6 +346,11 @@ impl KeyTable {
         self.entries[index].logged.store(u32::from(logged), Release);
     }
 
+    /// Forgets what was logged: the process that logged it may have been killed half-way.
+    pub(crate) fn forget_logged(&self) {
+        self.entries.iter().for_each(|entry| entry.logged.store(0, Release));
+    }
+
     /// Publishes the key of the keyring's seals.
     pub(crate) fn set_seal_key(&self, key: &SecretBytes<32>) {
         store_words(&self.seal, key);

@@ -268,9 +268,6 @@ pub(crate) fn synchronize(table: &KeyTable) -> Result<(), KeyError> {
             facts.add_to(table)?;
         }
     }
-    for line in table.lines() {
-        table.set_logged(line.index, false);
-    }
     Ok(())
 }
 

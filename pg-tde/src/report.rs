@@ -171,13 +171,13 @@ pub(crate) fn still_torn(error: &dyn Error, in_redo: bool) {
 }
 
 /// The tablespace is gone, but its key line could not be retired.
-pub(crate) fn retire_failed(tablespace: u32, error: &dyn Error) {
+pub(crate) fn retire_failed(error: &dyn Error) {
     send(
         PgLogLevel::WARNING,
         PgSqlErrorCode::ERRCODE_IO_ERROR,
-        &format!("pg_tde cannot retire the key of dropped tablespace {tablespace}"),
+        "pg_tde cannot retire the key of a tablespace that was dropped",
         &chain(error),
-        "The key line stays active in the keyring; nothing is lost.",
+        "The key line stays active in the keyring until the next DROP TABLESPACE; nothing is lost.",
     );
 }
 

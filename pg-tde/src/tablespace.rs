@@ -27,7 +27,7 @@ use page_cipher::CipherId;
 
 use crate::compat::RelationId;
 use crate::ffi::server;
-use crate::key_table::{FIRST_USER_OID, KeyTable, TableError};
+use crate::key_table::{FIRST_USER_OID, KeyTable, LineInfo, OPEN_END, TableError};
 use crate::keys::{self, KeyError, LineFacts};
 use crate::manifest::Manifest;
 use crate::settings::UnknownCipher;
@@ -174,6 +174,7 @@ pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceErro
     if let Err(error) = keys::synchronize(table) {
         report::out_of_step(&error);
     }
+    table.set_logged(index, false);
     changed?;
     log_pending(table, &keyring)?;
     // A failure is made up for at the next start, and the tablespace is encrypted all the same.
@@ -271,19 +272,34 @@ pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<()
     Ok(())
 }
 
-/// Retires the key line of a tablespace that was dropped. Its key stays in the keyring for old backups. The caller has
+/// Retires the key line of every tablespace that is gone. The keys stay in the keyring for old backups.
+///
+/// Asks the catalog and the files, not the name in the statement, which may have been renamed since it was looked up. The caller has
 /// [`server::lock_keyring_to_end`] since before the drop: waiting for it now could be cancelled.
 ///
 /// # Errors
 /// When the keyring cannot be changed; the tablespace is gone all the same.
-pub(crate) fn retire(oid: u32) -> Result<(), TablespaceError> {
+pub(crate) fn retire_dropped() -> Result<(), TablespaceError> {
     let table = key_table().ok_or(TablespaceError::NotActive)?;
-    let Some(line) = table.active(oid) else { return Ok(()) };
+    let active = table.lines().filter(|line| line.end == OPEN_END && !line.awaited);
+    for line in active.filter(|line| !server::tablespace_exists(line.tablespace)) {
+        let path = server::data_directory().join(format!("pg_tblspc/{}", line.tablespace));
+        match std::fs::symlink_metadata(&path) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => retire(table, line)?,
+            Err(source) => return Err(TablespaceError::Read { path, source }),
+            Ok(_) => (),
+        }
+    }
+    Ok(())
+}
+
+fn retire(table: &KeyTable, line: LineInfo) -> Result<(), TablespaceError> {
     let keyring = keys::open_keyring(table)?;
     let from = WalPosition(log(&keyring, LineNumber(line.line))?);
     let changed = keyring.retire(LineNumber(line.line), from);
     keys::synchronize(table)?;
     changed?;
+    table.set_logged(line.index, false);
     log_pending(table, &keyring)?;
     Ok(())
 }
@@ -314,7 +330,9 @@ pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
     })?;
     // Every record, also those that the table no longer needs: a standby keeps them for old backups too.
     for scope in keyring.survey()?.scopes {
-        log(&keyring, scope.line)?;
+        if LineFacts::of(&scope).is_some() {
+            log(&keyring, scope.line)?;
+        }
     }
     Ok(rewrapped)
 }

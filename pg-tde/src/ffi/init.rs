@@ -152,6 +152,7 @@ unsafe extern "C-unwind" fn attach() {
     server::attach();
     let Some(table) = tablespace::key_table() else { return };
     table.placeholders.clear();
+    table.forget_logged();
     if let Err(error) = keys::synchronize(table) {
         fatal(
             "pg_tde cannot read the keyring",

@@ -229,6 +229,15 @@ pub(crate) fn tablespace_oid(name: &str) -> Option<u32> {
     (oid != 0).then_some(oid)
 }
 
+/// Whether the catalog has a tablespace, seen after the statement that runs.
+pub(crate) fn tablespace_exists(oid: u32) -> bool {
+    // SAFETY: a catalog look-up inside a transaction; the result is a copy or null.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        !pg_sys::get_tablespace_name(oid.into()).is_null()
+    }
+}
+
 /// Copies a page out of a buffer that other processes may set hint bits in meanwhile.
 ///
 /// # Safety

@@ -64,17 +64,17 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
     }
 }
 
-/// OID of the tablespace that the statement is about to drop, 0 for any other statement.
+/// Whether the statement is about to drop a tablespace.
 #[pg_guard]
-unsafe extern "C-unwind" fn before_utility(statement: *mut pg_sys::PlannedStmt) -> u32 {
+unsafe extern "C-unwind" fn before_utility(statement: *mut pg_sys::PlannedStmt) -> bool {
     // SAFETY: the server passes a planned utility statement.
-    unsafe { before((*statement).utilityStmt) }.unwrap_or(0)
+    unsafe { before((*statement).utilityStmt) }.is_some()
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn after_drop(tablespace: u32) {
-    if let Err(error) = tablespace::retire(tablespace) {
-        report::retire_failed(tablespace, &error);
+unsafe extern "C-unwind" fn after_drop() {
+    if let Err(error) = tablespace::retire_dropped() {
+        report::retire_failed(&error);
     }
 }
 
@@ -98,17 +98,17 @@ unsafe extern "C-unwind" fn process_utility(
             None => standard_ProcessUtility,
         };
         next(statement, query, read_only_tree, context, params, environment, destination, completion);
-        if dropped != 0 {
-            after_drop(dropped);
+        if dropped {
+            after_drop();
         }
     }
 }
 
-/// Refuses what would copy ciphertext under another name; notes the tablespace that is about to be dropped.
+/// Refuses what would copy ciphertext under another name; `Some` for a tablespace that is about to be dropped.
 ///
 /// # Safety
 /// `node` is a utility statement.
-unsafe fn before(node: *mut pg_sys::Node) -> Option<u32> {
+unsafe fn before(node: *mut pg_sys::Node) -> Option<()> {
     let table = tablespace::key_table()?;
     if server::recovery_in_progress() {
         return None; // the server itself refuses these statements
@@ -117,12 +117,9 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<u32> {
     unsafe {
         match (*node).type_ {
             NodeTag::T_DropTableSpaceStmt => {
-                let drop = node.cast::<pg_sys::DropTableSpaceStmt>();
-                let name = CStr::from_ptr((*drop).tablespacename).to_str().ok()?;
                 // Waits for a tde.encrypt_tablespace under way; later this wait could be cancelled half-way.
                 server::lock_keyring_to_end(false);
-                let oid = server::tablespace_oid(name)?;
-                table.active(oid).map(|line| line.tablespace)
+                Some(())
             }
             NodeTag::T_CreatedbStmt => {
                 let options = (*node.cast::<pg_sys::CreatedbStmt>()).options;
