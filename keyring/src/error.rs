@@ -74,6 +74,19 @@ pub enum KeyringError {
         #[source]
         source: MasterKeyError,
     },
+    /// Something in the HSM's store is damaged; waiting does not help.
+    #[error(
+        "HSM damaged: version {version} of the data key of {scope} cannot be unwrapped; restore the HSM's store from a backup"
+    )]
+    HsmDamaged {
+        /// Scope, in words.
+        scope: String,
+        /// Data-key version.
+        version: KeyVersion,
+        /// What the HSM said.
+        #[source]
+        source: MasterKeyError,
+    },
     /// The HSM failed at something that concerns the keyring as a whole.
     #[error("the HSM could not {action} of keyring {keyring}")]
     MasterKey {

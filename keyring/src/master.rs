@@ -50,6 +50,9 @@ pub enum MasterKeyError {
     /// The HSM cannot be reached, is busy, or its store cannot be read.
     #[error("the HSM does not answer")]
     Away(#[source] Box<dyn Error + Send + Sync>),
+    /// Something the HSM keeps is damaged or was changed. Waiting does not help.
+    #[error("the HSM's store is damaged")]
+    Damaged(#[source] Box<dyn Error + Send + Sync>),
     /// The HSM answered no: wrong PIN, locked user, or no right to use the key.
     #[error("the HSM refused")]
     Refused(#[source] Box<dyn Error + Send + Sync>),

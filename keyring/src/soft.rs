@@ -59,6 +59,7 @@ impl SoftHsm {
             ErrorKind::KeyWrong => MasterKeyError::Wrong { key, version },
             ErrorKind::KeyDestroyed => MasterKeyError::Destroyed { key, version },
             ErrorKind::Login | ErrorKind::Denied | ErrorKind::Usage => MasterKeyError::Refused(error.into()),
+            ErrorKind::Damaged => MasterKeyError::Damaged(error.into()),
             _ => MasterKeyError::Away(error.into()),
         }
     }

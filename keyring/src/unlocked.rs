@@ -247,6 +247,7 @@ impl Unlocked {
             MasterKeyError::Destroyed { .. } => {
                 KeyringError::KeyDestroyed { scope, version, source: Some(source) }
             }
+            MasterKeyError::Damaged(_) => KeyringError::HsmDamaged { scope, version, source },
             MasterKeyError::Away(_) | MasterKeyError::Refused(_) => {
                 KeyringError::HsmAway { scope, version, source }
             }

@@ -133,6 +133,11 @@ pub(crate) enum KeyError {
 }
 
 impl KeyError {
+    /// Whether the HSM refused the PIN or the user, until somebody changes either.
+    fn is_refused(&self) -> bool {
+        matches!(self, Self::Login(error) if error.kind() == ErrorKind::Login) && !self.is_away()
+    }
+
     /// Whether waiting may help.
     fn is_away(&self) -> bool {
         match self {
@@ -269,6 +274,16 @@ pub(crate) fn synchronize(table: &KeyTable) -> Result<(), KeyError> {
         }
     }
     Ok(())
+}
+
+/// Compares the records of the keyring with its sum: an older record that was put back does not fit.
+///
+/// # Errors
+/// When the keyring cannot be read, or a record is not the newest.
+pub(crate) fn check_sum(table: &KeyTable) -> Result<(), KeyError> {
+    let Some(seal_key) = table.seal_key() else { return Ok(()) };
+    let keyring = Keyring::open(&settings::keyring_directory())?.unlock_with_seal_key(seal_key)?;
+    Ok(keyring.check_sum()?)
 }
 
 /// Makes sure that redo ended where the keyring is: a keyring from a later time knows changes that did not happen here.
@@ -423,6 +438,11 @@ pub(crate) fn open_keyring(table: &KeyTable) -> Result<Unlocked, KeyError> {
 pub(crate) fn unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
     loop {
         match try_unwrap_line(table, line) {
+            // A wrong PIN does not get right by itself, and trying it again would lock the user.
+            Err(error) if server::in_redo() && error.is_refused() => {
+                report::waiting_for_reload(line, &error);
+                server::wait_for_reload_in_redo();
+            }
             Err(error) if server::in_redo() && error.is_away() => {
                 report::waiting_for_hsm(line, &error);
                 server::wait_in_redo(15_000);

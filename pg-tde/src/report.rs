@@ -224,3 +224,25 @@ pub(crate) fn out_of_step(error: &dyn Error) {
         "",
     );
 }
+
+/// Redo waits for a PIN that the HSM accepts.
+pub(crate) fn waiting_for_reload(line: LineInfo, error: &dyn Error) {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+        &format!("pg_tde waits for the key of tablespace {} (line {})", line.tablespace, line.line),
+        &chain(error),
+        "Mend pg_tde.pin_command or the HSM user, then reload the configuration (pg_ctl reload). Until then the HSM is not asked again.",
+    );
+}
+
+/// The keyring may not be as new as it should be.
+pub(crate) fn doubtful_keyring(error: &dyn Error) {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+        "pg_tde finds the keyring not as it should be at the end of recovery",
+        &chain(error),
+        "The next start of the server would refuse it. Compare it with a backup.",
+    );
+}

@@ -109,6 +109,7 @@ fn is_problem(error: &KeyringError) -> bool {
         error,
         KeyringError::KeyMissing { .. }
             | KeyringError::KeyWrong { .. }
+            | KeyringError::HsmDamaged { .. }
             | KeyringError::KeyDestroyed { .. }
             | KeyringError::KeyringKeyWrong { .. }
             | KeyringError::Truncated { .. }

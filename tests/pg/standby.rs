@@ -153,3 +153,35 @@ fn a_base_backup_taken_during_key_changes_recovers() {
     same(&primary, &restored, &["b", "d"]);
     is_ciphertext(&restored, "d");
 }
+
+/// A key that came through the WAL needs the HSM; a PIN that is refused must neither end the standby nor lock the user.
+#[test]
+fn a_standby_with_a_wrong_pin_waits_for_a_right_one_and_asks_the_hsm_once() {
+    let primary = primary();
+    primary.encrypted_tablespace("before");
+    fill(&primary, "b", "before");
+    let standby = Cluster::standby_of(&primary);
+    let right = standby.text("SHOW pg_tde.pin_command");
+    let tries = primary.dir().join("tries");
+    standby.configure("pg_tde.pin_command", &format!("echo x >> {}; echo wrong-pin", tries.display()));
+    standby.run("SELECT pg_reload_conf()");
+    let mark = standby.log_mark();
+    primary.run("CREATE TABLESPACE later LOCATION ''");
+    primary.run("SELECT tde.encrypt_tablespace('later')");
+    fill(&primary, "l", "later");
+
+    let begin = Instant::now();
+    while !standby.log_from(mark).contains("pg_tde waits for the key of tablespace") {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", standby.log_from(mark));
+        thread::sleep(Duration::from_millis(100));
+    }
+    thread::sleep(Duration::from_secs(5));
+    assert_eq!(checksum(&primary, "b"), checksum(&standby, "b"), "readers of other tablespaces do not wait");
+    let asked = std::fs::read_to_string(&tries).unwrap().lines().count();
+    assert_eq!(asked, 1, "{}", standby.log_from(mark));
+
+    standby.configure("pg_tde.pin_command", &right);
+    standby.run("SELECT pg_reload_conf()");
+    wait_for_replay(&primary, &standby);
+    same(&primary, &standby, &["b", "l"]);
+}

@@ -99,6 +99,10 @@ unsafe extern "C-unwind" fn cleanup() {
     if let Err(error) = keys::check_end_of_redo(table, server::replay_position()) {
         report::wrong_keyring(&error);
     }
+    // At the start of a copy of another server this could not be compared yet.
+    if let Err(error) = keys::check_sum(table) {
+        report::doubtful_keyring(&error);
+    }
 }
 
 /// `rm_desc`: what `pg_waldump` and `pg_walinspect` print.

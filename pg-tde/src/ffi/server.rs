@@ -168,6 +168,16 @@ pub(crate) fn wait_in_redo(milliseconds: u32) {
     }
 }
 
+/// Waits until the configuration is read again (SIGHUP), letting the startup process notice a shutdown.
+pub(crate) fn wait_for_reload_in_redo() {
+    // SAFETY: a plain global of this process, changed by HandleStartupProcInterrupts.
+    let reloaded = || unsafe { (&raw const pg_sys::PgReloadTime).read_volatile() };
+    let before = reloaded();
+    while reloaded() == before {
+        wait_in_redo(1000);
+    }
+}
+
 /// Cancels the running statement if somebody asked for it.
 pub(crate) fn check_for_interrupts() {
     pgrx::check_for_interrupts!();
