@@ -155,7 +155,7 @@ fn the_servers_own_regression_suite_cannot_tell_the_difference() {
 }
 
 #[test]
-#[ignore = "ten minutes: part of make soak"]
+#[ignore = "minutes for schedules that wait on purpose: part of make soak"]
 fn the_servers_own_isolation_suite_cannot_tell_the_difference() {
     compare(&ISOLATION);
 }

@@ -173,13 +173,10 @@ fn recovery_to_a_point_in_time() {
 #[test]
 fn recovery_to_a_point_in_time_with_a_keyring_from_later_is_refused_until_the_old_one_is_back() {
     let (primary, mut restored) = point_in_time(Some("keyring"));
-    let outcome = restored.try_start();
-    let log = match outcome {
+    let log = match restored.try_start() {
         Err(failure) => failure.log,
         Ok(()) => {
-            // It may take readers first; but it must end by itself, not promote.
-            std::thread::sleep(Duration::from_secs(3));
-            assert!(restored.try_connect("postgres").is_err(), "it goes on with a keyring from later");
+            // It may take readers until it comes to the end of recovery; there it must end by itself, not promote.
             restored.wait_for_end();
             restored.log_since_start()
         }

@@ -303,10 +303,14 @@ impl Cluster {
         self.start();
     }
 
-    /// Waits for a server that is ending by itself.
+    /// Waits for a server that is ending by itself; panics if it goes on.
     pub fn wait_for_end(&mut self) {
-        let mut server = self.server.take().expect("a server that was started");
-        server.wait().unwrap();
+        let begin = Instant::now();
+        while self.server.as_mut().expect("a server that was started").try_wait().unwrap().is_none() {
+            assert!(begin.elapsed() < START_LIMIT, "it goes on:\n{}", self.log_since_start());
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.server = None;
     }
 
     /// SIGKILL to the postmaster and to all its children, as a power cut would.
