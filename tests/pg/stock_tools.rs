@@ -186,6 +186,47 @@ fn vacuumdb_reindexdb_and_clusterdb_do_their_work() {
     assert_eq!(checksum(&cluster), before);
 }
 
+#[test]
+fn single_user_mode_reads_and_writes_encrypted_tables() {
+    let mut cluster = filled(true);
+    cluster.stop();
+    let data = cluster.data().to_str().unwrap().to_owned();
+    let script = cluster.ts_dir().join("single.sql");
+    fs::write(
+        &script,
+        "SELECT count(*) AS before FROM t;\nINSERT INTO t VALUES (90001, 'canary-single', '{1}');\n",
+    )
+    .unwrap();
+    let mut command = cluster.tool("postgres");
+    command.args(["--single", "-D", &data, "postgres"]).stdin(fs::File::open(&script).unwrap());
+    let printed = tde_tests::command_output(&mut command);
+    assert!(printed.contains("before = \"4500\""), "{printed}");
+    // The postmaster's own question about settings loads the library, too.
+    assert!(cluster.tool_output("postgres", &["-C", "shared_memory_size", "-D", &data]).lines().count() >= 1);
+    cluster.start();
+    assert_eq!(cluster.int("SELECT count(*) FROM t WHERE secret = 'canary-single'"), 1);
+    cluster.run("CHECKPOINT");
+    assert!(files::files_with(&cluster.ts_dir().join("secure"), b"canary-").is_empty());
+}
+
+#[test]
+fn logical_decoding_sees_changes_of_encrypted_tables() {
+    let cluster = Cluster::builder().conf("wal_level", "logical").start();
+    cluster.encrypted_tablespace("secure");
+    cluster.run(
+        "CREATE TABLE t (id int PRIMARY KEY USING INDEX TABLESPACE secure, secret text) TABLESPACE secure",
+    );
+    cluster.run("SELECT pg_create_logical_replication_slot('s', 'test_decoding')");
+    cluster.plain_tablespace("later");
+    if cluster.has_tde() {
+        cluster.run("SELECT tde.encrypt_tablespace('later')");
+    }
+    cluster.run("INSERT INTO t SELECT i, 'canary-' || i FROM generate_series(1, 100) i");
+    cluster.run("UPDATE t SET secret = 'changed' WHERE id = 7");
+    let changes = "SELECT count(*) FROM pg_logical_slot_get_changes('s', NULL, NULL) WHERE data LIKE 'table public.t:%'";
+    assert_eq!(cluster.int(changes), 101);
+}
+
 /// The old primary goes on alone after the standby was promoted, and is rewound to follow it.
 #[test]
 fn pg_rewind_brings_an_old_primary_back() {
