@@ -59,7 +59,10 @@ impl SoftHsm {
             ErrorKind::KeyWrong => MasterKeyError::Wrong { key, version },
             ErrorKind::KeyDestroyed => MasterKeyError::Destroyed { key, version },
             ErrorKind::Login | ErrorKind::Denied | ErrorKind::Usage => MasterKeyError::Refused(error.into()),
-            ErrorKind::Damaged => MasterKeyError::Damaged(error.into()),
+            // A store whose disk is not mounted has no objects either.
+            ErrorKind::Damaged if !matches!(error, HsmError::MissingObject { .. }) => {
+                MasterKeyError::Damaged(error.into())
+            }
             _ => MasterKeyError::Away(error.into()),
         }
     }
