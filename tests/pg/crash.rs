@@ -7,7 +7,7 @@ use std::time::Duration;
 use tde_tests::{Cluster, soak};
 
 fn rounds() -> u32 {
-    if soak() { 20 } else { 3 }
+    if soak() { 60 } else { 20 }
 }
 
 /// pgbench tables and a table that never changes, all in tablespace secure.
