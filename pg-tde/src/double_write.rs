@@ -32,7 +32,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use page_cipher::pg::{self, Fork, PAGE_SIZE, Page, RelationCipher};
 
-use crate::compat::RelationId;
+use crate::ffi::compat::RelationId;
 use crate::ffi::server;
 use crate::key_table::KeyTable;
 use crate::page_io::PageAddress;

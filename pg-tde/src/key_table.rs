@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use page_cipher::CipherId;
 use secret_mem::SecretBytes;
 
-use crate::compat::RelationId;
+use crate::ffi::compat::RelationId;
 
 /// Tablespaces with a key that one server life can hold, dropped ones included.
 pub(crate) const MAX_ENTRIES: usize = 4096;

@@ -4,7 +4,7 @@
 //! that every page of an encrypted tablespace is ciphertext in its file and plaintext in shared buffers.
 //!
 //! ```text
-//! ffi/         everything unsafe: table, hooks, the server's functions, SQL functions, start-up
+//! ffi/         everything unsafe: table, hooks, the server's functions, SQL functions, start-up, version differences
 //! page_io      what happens to a page between buffer and disk
 //! process      what one server process knows: ciphers and a view of the key table
 //! key_table    the keys of the running server, in shared memory of our own
@@ -15,12 +15,9 @@
 //! double_write pages that the WAL cannot repair when they are torn
 //! wal          the record that carries key lines to standbys
 //! verify       reads the files and tries to open every page
-//! compat       every difference between PostgreSQL versions
 //! ```
 #![deny(unsafe_code)]
 
-#[allow(unsafe_code)]
-mod compat;
 mod double_write;
 #[allow(unsafe_code)]
 mod ffi;

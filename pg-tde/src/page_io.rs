@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use page_cipher::pg::{self, Fork, OpenError, Page, SealError, UnsupportedCipher};
 use secret_mem::RandomError;
 
-use crate::compat::RelationId;
+use crate::ffi::compat::RelationId;
 use crate::ffi::server;
 use crate::key_table::{KeyTable, TableError};
 use crate::keys::{self, KeyError};

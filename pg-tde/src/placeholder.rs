@@ -9,7 +9,7 @@ use std::cell::Cell;
 
 use page_cipher::pg::{self, PAGE_SIZE, Page};
 
-use crate::compat::RelationId;
+use crate::ffi::compat::RelationId;
 use crate::ffi::server;
 use crate::key_table::{KeyTable, Placeholder};
 use crate::page_io::PageAddress;

@@ -8,7 +8,7 @@ use page_cipher::CipherId;
 use page_cipher::pg::{PAGE_SIZE, Page, RelationCipher};
 use secret_mem::SecretBytes;
 
-use crate::compat::RelationId;
+use crate::ffi::compat::RelationId;
 use crate::ffi::server;
 use crate::key_table::{KeyTable, LineInfo, OPEN_END};
 use crate::page_io::PageError;

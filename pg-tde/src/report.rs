@@ -6,8 +6,8 @@ use page_cipher::pg::Fork;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 
-use crate::compat::RelationId;
 use crate::double_write::DoubleWriteError;
+use crate::ffi::compat::RelationId;
 use crate::key_table::LineInfo;
 use crate::page_io::{Cause, Opened, PageAddress, PageError};
 

@@ -25,7 +25,7 @@ use keyring::{
 };
 use page_cipher::CipherId;
 
-use crate::compat::RelationId;
+use crate::ffi::compat::RelationId;
 use crate::ffi::server;
 use crate::key_table::{FIRST_USER_OID, KeyTable, LineInfo, OPEN_END, TableError};
 use crate::keys::{self, KeyError, LineFacts};

@@ -18,7 +18,7 @@ use pgrx::prelude::*;
 
 use super::server;
 use super::smgr_table::{SmgrTable, TableError, phantom_relation};
-use crate::compat::{self, md, md::slot};
+use crate::ffi::compat::{self, md, md::slot};
 use crate::page_io::{self, Opened, PageAddress, Sealed};
 use crate::process::Process;
 use crate::{double_write, key_table, report, tablespace};

@@ -1,5 +1,6 @@
 //! Everything that touches the server, the only unsafe code of this crate.
 
+pub(crate) mod compat;
 pub(crate) mod hooks;
 pub(crate) mod init;
 pub(crate) mod rmgr;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use page_cipher::pg::{self, PAGE_SIZE, Page};
 use pgrx::pg_sys;
 
-use crate::compat::{self, RelationId};
+use crate::ffi::compat::{self, RelationId};
 
 /// Name of our lock tranche, as `pg_stat_activity.wait_event` shows it.
 const TRANCHE: &CStr = c"pg_tde_double_write";

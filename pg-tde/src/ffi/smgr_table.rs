@@ -8,7 +8,7 @@ use std::ffi::{c_int, c_void};
 
 use pgrx::pg_sys;
 
-use crate::compat::md::{SLOTS, expected};
+use crate::ffi::compat::md::{SLOTS, expected};
 
 /// Why the server's storage manager table cannot be used.
 #[derive(Debug, thiserror::Error)]
