@@ -237,6 +237,9 @@ fn hostile_edits_of_the_log_are_refused() {
             let mut changed = log.clone();
             let end = (record + at + 8).min(record + len - 4);
             changed[record + at..end].fill(0xFF);
+            if changed == *log {
+                continue; // the bytes were 0xFF already, as the last of a random MAC may be
+            }
             fix_crc(&mut changed[record..record + len]);
             f.write(file, &changed);
             assert!(f.check_everything().is_err(), "record at {record}, byte {at}");
