@@ -86,7 +86,7 @@ impl Manifest {
         }
     }
 
-    /// Makes sure that a line is named. The caller holds the state lock or is alone.
+    /// Makes sure that a line is named. The caller has [`server::lock_keyring`] or is alone.
     ///
     /// # Errors
     /// When the manifest cannot be read or replaced.
