@@ -94,7 +94,7 @@ pub(crate) fn opened(at: PageAddress, opened: Opened) {
 }
 
 /// A page can be neither read nor written. Does not return.
-pub(crate) fn page_error(what: &str, at: PageAddress, error: &PageError) {
+pub(crate) fn page_error(what: &str, at: PageAddress, error: &PageError) -> ! {
     send(
         PgLogLevel::ERROR,
         PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
@@ -102,10 +102,11 @@ pub(crate) fn page_error(what: &str, at: PageAddress, error: &PageError) {
         &chain(error),
         "",
     );
+    unreachable!("an ERROR does not return");
 }
 
 /// A page that must be saved first could not be. Does not return.
-pub(crate) fn double_write_error(at: PageAddress, error: &DoubleWriteError) {
+pub(crate) fn double_write_error(at: PageAddress, error: &DoubleWriteError) -> ! {
     send(
         PgLogLevel::ERROR,
         PgSqlErrorCode::ERRCODE_IO_ERROR,
@@ -113,6 +114,7 @@ pub(crate) fn double_write_error(at: PageAddress, error: &DoubleWriteError) {
         &chain(error),
         "Free space or repair access in the data directory.",
     );
+    unreachable!("an ERROR does not return");
 }
 
 /// A torn page was replaced from the double-write file.
@@ -127,7 +129,7 @@ pub(crate) fn put_back(at: PageAddress) {
 }
 
 /// No file can be made in an encrypted tablespace now. Does not return.
-pub(crate) fn create_error(relation: RelationId, error: &dyn Error) {
+pub(crate) fn create_error(relation: RelationId, error: &dyn Error) -> ! {
     send(
         PgLogLevel::ERROR,
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -135,6 +137,7 @@ pub(crate) fn create_error(relation: RelationId, error: &dyn Error) {
         &chain(error),
         "",
     );
+    unreachable!("an ERROR does not return");
 }
 
 /// Redo waits for the HSM.

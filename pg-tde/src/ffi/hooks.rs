@@ -134,10 +134,8 @@ unsafe extern "C-unwind" fn seal_page(
     let lsn = match page_io::seal(table, at, &mut copy) {
         Ok(Sealed::Unchanged) => return buffer,
         Ok(Sealed::Scratch { lsn }) => lsn,
-        Err(error) => {
-            report::page_error("write", at, &error);
-            return buffer; // not reached: an ERROR does not return
-        }
+        // Never the page in clear.
+        Err(error) => report::page_error("write", at, &error),
     };
     Process::with(table, |process| {
         if existing && double_write::needed(at, lsn) {
