@@ -9,8 +9,13 @@ PROFILE ?= dev
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BUILD ?= $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 export PGRX_PG_CONFIG_PATH ?= $(PG_CONFIG)
+# The server that the tests copy.
+export PG_CONFIG
 # Two servers at a time are what a small machine takes.
 export RUST_TEST_THREADS ?= 2
+
+# The library is built for one major version.
+FEATURES := $(if $(filter-out 15,$(PG_MAJOR)),--no-default-features --features pg-tde/pg$(PG_MAJOR))
 
 PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG_MAJOR) \
 	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2
@@ -21,7 +26,7 @@ PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG
 help:
 	@echo "make setup     install what building and testing need (Debian packages; asks for root where needed)"
 	@echo "make demo      show 336,776 flights in an encrypted tablespace of the system's PostgreSQL"
-	@echo "make test      set up, build, run all tests on real servers"
+	@echo "make test      set up, build, run all tests on real servers; PG_MAJOR=17 for another version than 15"
 	@echo "make soak      the long versions of the tests"
 	@echo "make bench     encrypted against plain, side by side; QUICK=1 for a first impression"
 	@echo "make lint      rustfmt, clippy with warnings as errors"
@@ -42,22 +47,22 @@ setup:
 
 # The whole workspace, so that every target of this file builds the dependencies with the same features, once.
 build:
-	$(CARGO) build --locked --workspace --profile $(PROFILE)
+	$(CARGO) build --locked --workspace $(FEATURES) --profile $(PROFILE)
 
 demo: setup build
 	@BUILD=$(BUILD) python3 examples/flights/demo.py
 
 test: setup build
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace $(FEATURES)
 
 # The same tests, longer: sixty crashes instead of twenty, more kills in the middle of key changes, PostgreSQL's isolation suite.
 soak: setup build
-	TDE_SOAK=1 $(CARGO) test --locked --workspace --test pg -- --include-ignored
+	TDE_SOAK=1 $(CARGO) test --locked --workspace $(FEATURES) --test pg -- --include-ignored
 
 # The benchmark measures release builds; the test profile leaves out the linker's optimisation.
 bench: setup
 	$(MAKE) build PROFILE=release
-	QUICK=$(QUICK) $(CARGO) bench --locked --workspace --bench postgres
+	QUICK=$(QUICK) $(CARGO) bench --locked --workspace $(FEATURES) --bench postgres
 
 lint: setup
 	$(CARGO) fmt --all --check

@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
-# Copies the installed PostgreSQL into DEST, with the distribution's relative layout, so that an extension can be
-# installed and tried there without touching /usr.
-# usage: tests/pg-root.sh DEST [MAJOR]   -> DEST/usr/lib/postgresql/MAJOR/bin/{postgres,initdb,pg_config,...}
+# Copies an installed PostgreSQL into DEST, with Debian's relative layout, which it must have, so that an extension can
+# be installed and tried there without touching it.
+# usage: tests/pg-root.sh DEST [PG_CONFIG]   -> DEST/usr/lib/postgresql/MAJOR/bin/{postgres,initdb,pg_config,...}
 set -euo pipefail
-dest=$1 major=${2:-15}
-lib=/usr/lib/postgresql/$major share=/usr/share/postgresql/$major
-if [ ! -x "$lib/bin/postgres" ]; then
-  echo "PostgreSQL $major is not installed in $lib: run 'make setup'" >&2
+dest=$1 config=${2:-/usr/lib/postgresql/15/bin/pg_config}
+bin=$("$config" --bindir) share=$("$config" --sharedir)
+lib=$(dirname "$bin") major=$("$config" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/')
+if [ ! -x "$bin/postgres" ]; then
+  echo "there is no PostgreSQL server in $bin: run 'make setup'" >&2
+  exit 1
+fi
+if [ "$("$config" --pkglibdir)" != "$lib/lib" ]; then
+  echo "$config: not Debian's layout: the library folder is not $lib/lib" >&2
   exit 1
 fi
 mkdir -p "$dest/usr/lib/postgresql/$major" "$dest/usr/share/postgresql/$major"

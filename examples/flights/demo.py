@@ -200,7 +200,7 @@ def demo(report, server):
     report.title("tde: real data in an encrypted tablespace of a stock PostgreSQL")
 
     report.section("The server and its keys")
-    subprocess.run([REPOSITORY / "tests/pg-root.sh", server.root, MAJOR], check=True)
+    subprocess.run([REPOSITORY / "tests/pg-root.sh", server.root, f"/usr/lib/postgresql/{MAJOR}/bin/pg_config"], check=True)
     subprocess.run(["make", "--silent", "--no-print-directory", "install-files", f"PG_CONFIG={server.bin / 'pg_config'}",
                     f"PREFIX={server.root / 'usr/local'}", f"BUILD={BUILD}"], cwd=REPOSITORY, check=True,
                    stdout=subprocess.DEVNULL, env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")})

@@ -5,13 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tde_tests::{Cluster, Scratch, command_output, files, plain_mode};
+use tde_tests::{Cluster, PgRoot, Scratch, command_output, files, plain_mode};
 
 /// The tests of the suite, from the source package of the installed server.
 fn source(scratch: &Path) -> PathBuf {
     let root = scratch.join("source");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("regress-source.sh");
-    command_output(Command::new(script).arg(&root).arg("15"));
+    command_output(Command::new(script).arg(&root).arg(PgRoot::get().major().to_string()));
     root.join("src/test")
 }
 
@@ -38,20 +38,17 @@ const ISOLATION: Suite = Suite {
 fn libraries(source: &Path, scratch: &Path) -> PathBuf {
     let dir = scratch.join("lib");
     fs::create_dir(&dir).unwrap();
-    let ask = |what: &str| {
-        let printed = command_output(Command::new("/usr/lib/postgresql/15/bin/pg_config").arg(what));
-        printed.trim().to_owned()
-    };
+    let ask = |what: &str| PgRoot::get().installed(what);
     command_output(
         Command::new("gcc")
             .args(["-O1", "-fPIC", "-shared", "-w"])
-            .arg(format!("-I{}", ask("--includedir-server")))
+            .arg(format!("-I{}", ask("--includedir-server").display()))
             .arg(source.join("regress/regress.c"))
             .arg("-o")
             .arg(dir.join("regress.so")),
     );
     for module in ["autoinc.so", "refint.so"] {
-        fs::copy(Path::new(&ask("--pkglibdir")).join(module), dir.join(module)).unwrap();
+        fs::copy(ask("--pkglibdir").join(module), dir.join(module)).unwrap();
     }
     dir
 }
@@ -82,7 +79,8 @@ fn run(suite: &Suite, source: &Path, libraries: &Path, encrypted: bool) -> Resul
     let out = cluster.ts_dir().join("out");
     fs::create_dir(&out).unwrap();
     cluster.root().own(&out);
-    let mut command = cluster.tool(&format!("/usr/lib/postgresql/15/lib/pgxs/src/test/{}", suite.program));
+    let program = PgRoot::get().installed("--pkglibdir").join("pgxs/src/test").join(suite.program);
+    let mut command = cluster.tool(program.to_str().unwrap());
     command
         .arg(format!("--inputdir={}", tests.display()))
         .arg(format!("--outputdir={}", out.display()))

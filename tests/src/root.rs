@@ -11,12 +11,10 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::{command_output, plain_mode, scratch};
 
-/// The major version under test.
-const MAJOR: &str = "15";
-
 /// A copy of the installed PostgreSQL with the built extension and the `tde` command in it.
 pub struct PgRoot {
     dir: PathBuf,
+    major: u32,
     /// User and group that servers run as: `postgres` when the tests run as root.
     user: Option<(u32, u32)>,
 }
@@ -31,26 +29,30 @@ impl PgRoot {
     fn make() -> Self {
         let base = scratch::base();
         let build = build_dir();
-        // One copy for each build folder: a bench (release) and a test (dev) may run side by side.
+        let pg_config = installed_pg_config();
+        let printed = command_output(Command::new(&pg_config).arg("--version"));
+        let major = printed.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse().ok()).unwrap();
+        // One copy for each version and build folder: a bench (release) and a test (dev) may run side by side.
         let profile = build.file_name().unwrap().to_str().unwrap().to_owned();
-        let dir = base.join(format!("root-{profile}"));
-        let lock = fs::File::create(base.join(format!("root-{profile}.lock"))).unwrap();
+        let name = format!("root-{major}-{profile}");
+        let dir = base.join(&name);
+        let lock = fs::File::create(base.join(format!("{name}.lock"))).unwrap();
         flock(&lock, FlockOperation::LockExclusive).unwrap();
 
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let stamp = dir.join("version");
-        let installed = Path::new("/usr/lib/postgresql").join(MAJOR).join("bin/postgres");
+        let installed = pg_config.with_file_name("postgres");
         let meta = fs::metadata(&installed)
             .unwrap_or_else(|e| panic!("{}: {e}: run 'make setup'", installed.display()));
-        let version = format!("{}.{}", meta.mtime(), meta.size());
+        let version = format!("{} {}.{}", installed.display(), meta.mtime(), meta.size());
         if fs::read_to_string(&stamp).is_ok_and(|old| old == version) {
             // Fresh already.
         } else {
             let _ = fs::remove_dir_all(&dir);
-            command_output(Command::new(workspace.join("tests/pg-root.sh")).arg(&dir).arg(MAJOR));
+            command_output(Command::new(workspace.join("tests/pg-root.sh")).arg(&dir).arg(&pg_config));
             fs::write(&stamp, version).unwrap();
         }
-        let root = Self { user: server_user(), dir };
+        let root = Self { user: server_user(), dir, major };
         if !plain_mode() {
             command_output(
                 Command::new("make")
@@ -68,7 +70,17 @@ impl PgRoot {
 
     /// The path of one of PostgreSQL's programs.
     pub fn bin(&self, program: &str) -> PathBuf {
-        self.dir.join("usr/lib/postgresql").join(MAJOR).join("bin").join(program)
+        self.dir.join(format!("usr/lib/postgresql/{}/bin", self.major)).join(program)
+    }
+
+    /// The major version of the server under test.
+    pub fn major(&self) -> u32 {
+        self.major
+    }
+
+    /// What `pg_config` of the installation that was copied says, such as `--pkglibdir`.
+    pub fn installed(&self, what: &str) -> PathBuf {
+        command_output(Command::new(installed_pg_config()).arg(what)).trim().into()
     }
 
     /// The path of the `tde` command under test.
@@ -96,6 +108,17 @@ impl PgRoot {
             chown(path, Some(uid), Some(gid)).unwrap();
         }
     }
+}
+
+/// `PG_CONFIG`, or Debian's of major version `PG_MAJOR`, or that of version 15.
+fn installed_pg_config() -> PathBuf {
+    env::var_os("PG_CONFIG").filter(|path| !path.is_empty()).map_or_else(
+        || {
+            let major = env::var("PG_MAJOR").unwrap_or_else(|_| "15".to_owned());
+            format!("/usr/lib/postgresql/{major}/bin/pg_config").into()
+        },
+        PathBuf::from,
+    )
 }
 
 /// The folder with `libpg_tde.so` and `tde`: the one that this test binary was built into.
