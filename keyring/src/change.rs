@@ -25,11 +25,7 @@ impl Unlocked {
         let lock = self.store.lock()?;
         let root = self.root()?;
         self.refuse_duplicate(&new.kind)?;
-        let mut line = root.facts.next_line;
-        // Never overwrite: a root older than its records would otherwise cost a key.
-        while self.store.read_line(line)?.is_some() {
-            line.0 += 1;
-        }
+        let line = self.free_line(&root)?;
         let version = KeyVersion(1);
         let now = unix_now();
         let scope = Scope {
@@ -43,6 +39,7 @@ impl Unlocked {
             history: new.initial.into_iter().collect(),
         };
         let facts = RootFacts { next_line: LineNumber(line.0 + 1), ..root.facts.clone() };
+        self.hint(&lock, &scope)?;
         let generation = self.commit(&lock, Root { facts, ..root }, None, &scope)?;
         drop(lock);
         self.raise_generation(master, generation)?;
@@ -159,7 +156,13 @@ impl Unlocked {
     }
 
     /// Seals and commits `scope` and the root, which counts `before` so far.
-    fn commit(&self, lock: &WriteLock, root: Root, before: Option<&Scope>, scope: &Scope) -> Result<u64> {
+    pub(crate) fn commit(
+        &self,
+        lock: &WriteLock,
+        root: Root,
+        before: Option<&Scope>,
+        scope: &Scope,
+    ) -> Result<u64> {
         let Root { mut facts, wrapped, .. } = root;
         facts.generation += 1;
         let before = before.map_or(Sum::default(), |before| self.term(before));
@@ -174,6 +177,15 @@ impl Unlocked {
         let root = Root::sealed(facts, wrapped, &self.seal)?.to_bytes()?;
         self.store.commit(lock, scope.line, &record, &root)?;
         Ok(generation)
+    }
+
+    /// Never one that has a record: a root older than its records would otherwise cost a key.
+    pub(crate) fn free_line(&self, root: &Root) -> Result<LineNumber> {
+        let mut line = root.facts.next_line;
+        while self.store.read_line(line)?.is_some() {
+            line.0 += 1;
+        }
+        Ok(line)
     }
 
     fn generate(&self, master: &dyn MasterKey) -> Result<(Dek, WrappedKey)> {
@@ -205,15 +217,15 @@ impl Unlocked {
         }
     }
 
-    /// One live line per tablespace and per WAL. Drafts do not count. SQLite files are not compared: there may be a hundred thousand, and their ids are random.
+    /// One live line per tablespace and per WAL; drafts do not count. One per SQLite file.
     fn refuse_duplicate(&self, kind: &ScopeKind) -> Result<()> {
         let same = |other: &ScopeKind| match (kind, other) {
             (ScopeKind::PgTablespace { oid, .. }, ScopeKind::PgTablespace { oid: other, .. }) => oid == other,
             (ScopeKind::PgWal, ScopeKind::PgWal) => true,
             _ => false,
         };
-        if matches!(kind, ScopeKind::SqliteFile { .. }) {
-            return Ok(());
+        if let ScopeKind::SqliteFile { file_id } = kind {
+            return self.refuse_second_line(file_id);
         }
         for scope in self.survey()?.scopes.into_iter().filter(|scope| same(&scope.kind)) {
             let state = scope.state();

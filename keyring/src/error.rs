@@ -259,6 +259,16 @@ pub enum KeyringError {
         /// Version of both.
         record_version: u64,
     },
+    /// Two keyrings gave the same version number of a file's key to different keys.
+    #[error(
+        "version {version} of the data key of {scope} is another key than in the export: the file's key was rotated under both keyrings, or this is a copy of the file that went its own way; keep using each copy with its own keyring"
+    )]
+    KeysDiffer {
+        /// The scope here, in words.
+        scope: String,
+        /// Data-key version.
+        version: KeyVersion,
+    },
     /// Bytes handed to import are no export.
     #[error("the keyring record received is malformed: {what}")]
     BadTransfer {

@@ -219,7 +219,7 @@ impl Keyring {
     }
 
     fn open_seal(&self, master: &dyn MasterKey) -> Result<Seal> {
-        let keyring_key = unwrap_keyring_key(self.store.as_ref(), &self.root, master)?;
+        let keyring_key = unwrap_keyring_key(&self.store.root_path(), &self.root, master)?;
         let seal = Seal::derive(&keyring_key);
         self.root.check_seal(&seal, &self.store.root_path())?;
         Ok(seal)
@@ -237,13 +237,14 @@ impl fmt::Debug for Keyring {
     }
 }
 
+/// `file` names the root in errors.
 pub(crate) fn unwrap_keyring_key(
-    store: &dyn Store,
+    file: &Path,
     root: &Root,
     master: &dyn MasterKey,
 ) -> Result<SecretBytes<32>> {
     let facts = &root.facts;
-    let file = store.root_path();
+    let file = file.to_path_buf();
     let keyring = facts.keyring;
     if facts.master_key != master.id() {
         let (label, expected, found) = (facts.label.clone(), facts.master_key, master.id());

@@ -8,9 +8,9 @@
 //! ```text
 //! MasterKey    what the HSM must be able to do          (master.rs; soft.rs is the engine in the process)
 //! Keyring      a keyring as it lies there, no keys      (keyring.rs)
-//! Unlocked     read, change, re-wrap, export, verify    (unlocked.rs, change.rs, rewrap.rs, transfer.rs, verify.rs)
+//! Unlocked     read, change, re-wrap, export, verify    (unlocked.rs, change.rs, rewrap.rs, transfer.rs, adopt.rs, verify.rs)
 //! Scope        ids, versions, states: no bytes, no I/O  (scope.rs)
-//! Store        whole records on disk, crash-safe        (store.rs)
+//! Store        whole records on disk, crash-safe        (store.rs; hints.rs finds a SQLite file by its id)
 //! HotDeks      unwrapped keys used lately               (hot.rs)
 //! ```
 //!
@@ -42,10 +42,12 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod change;
 mod error;
 mod failpoint;
 mod format;
+mod hints;
 mod hot;
 mod ids;
 mod instance;
@@ -64,6 +66,7 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use adopt::Adopted;
 pub use error::{KeyringError, Result};
 pub use hot::HotDeks;
 pub use ids::{GenerationId, InstanceId, KeyVersion, KeyringId, LineNumber, MasterKeyId, WalPosition};

@@ -116,7 +116,7 @@ impl Unlocked {
         }
         let keyring = self.keyring;
         let failed = |source| KeyringError::MasterKey { action: "wrap the key", keyring, source };
-        let key = unwrap_keyring_key(self.store.as_ref(), &root, master)?;
+        let key = unwrap_keyring_key(&self.store.root_path(), &root, master)?;
         let wrapped = master.wrap(&key).map_err(failed)?;
         if !master.unwrap(&wrapped).map_err(failed)?.ct_eq(&key) {
             let file = self.store.root_path();

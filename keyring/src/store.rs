@@ -5,6 +5,7 @@
 //! keyring/              0700
 //!   keyring.tde         the root
 //!   lines/2a/000000000000002a.tde   one record per line; the folder is the low byte of the line
+//!   by-file/2a/...      where the line of a SQLite file is (hints.rs)
 //!   tmp/                records on their way; swept under the lock
 //!   lock                flock(2) by whoever writes
 //! ```
@@ -57,13 +58,17 @@ const ROOT_ALONE: &str = "root-alone.tde";
 
 /// Reads and writes whole records. Implementations need not be fast, but `commit` must be atomic and
 /// durable when it returns.
-pub trait Store {
+pub trait Store: Send + Sync {
     /// Bytes of the root; `None` if there is none.
     fn read_root(&self) -> Result<Option<Vec<u8>>>;
     /// Bytes of one record; `None` if there is none.
     fn read_line(&self, line: LineNumber) -> Result<Option<Vec<u8>>>;
     /// Every line that has a record, ascending.
     fn lines(&self) -> Result<Vec<LineNumber>>;
+    /// Which line may be that of a SQLite file; `None` if nobody noted it.
+    fn read_hint(&self, file_id: &[u8; 12]) -> Result<Option<LineNumber>>;
+    /// Notes the line of a SQLite file, atomically; need not be durable.
+    fn write_hint(&self, file_id: &[u8; 12], line: LineNumber) -> Result<()>;
     /// Waits for the write lock and mends what a crashed writer left.
     fn lock(&self) -> Result<WriteLock>;
     /// Replaces a record and the root that counts it, in this order.
@@ -144,7 +149,7 @@ impl FileStore {
         self.dir.join(TMP).join(name)
     }
 
-    fn write_tmp(&self, name: &str, bytes: &[u8], sync: bool) -> Result<PathBuf> {
+    pub(crate) fn write_tmp(&self, name: &str, bytes: &[u8], sync: bool) -> Result<PathBuf> {
         let path = self.tmp(name);
         // Always a new file: one that is there may be a link to something else.
         remove(&path)?;
@@ -182,7 +187,7 @@ impl FileStore {
         Ok(shard)
     }
 
-    fn make_own_dir(&self, path: &Path) -> Result<()> {
+    pub(crate) fn make_own_dir(&self, path: &Path) -> Result<()> {
         if !make_dir(path)? {
             return real_dir(path);
         }
@@ -312,6 +317,14 @@ impl Store for FileStore {
         Ok(found)
     }
 
+    fn read_hint(&self, file_id: &[u8; 12]) -> Result<Option<LineNumber>> {
+        self.read_hint_file(file_id)
+    }
+
+    fn write_hint(&self, file_id: &[u8; 12], line: LineNumber) -> Result<()> {
+        self.write_hint_file(file_id, line)
+    }
+
     fn lock(&self) -> Result<WriteLock> {
         let path = self.dir.join(LOCK);
         let file = OwnedFd::from(self.open_lock()?);
@@ -419,7 +432,7 @@ fn list(dir: &Path) -> Result<Vec<std::ffi::OsString>> {
     entries.map(|entry| Ok(entry.map_err(io_error("list", dir))?.file_name())).collect()
 }
 
-fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>> {
     let not_ours = || KeyringError::Damaged { path: path.into(), what: "it is not a regular file" };
     // Without O_NONBLOCK a FIFO would hang here.
     let file = match no_link(OFlags::NONBLOCK).read(true).open(path) {

@@ -1,7 +1,7 @@
 //! A keyring whose seal key is known: reading.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use secret_mem::SecretBytes;
 
@@ -134,19 +134,7 @@ impl Unlocked {
 
     /// As [`dek`](Self::dek), for a scope that was read already; reads no file.
     pub fn dek_of(&self, scope: &Scope, version: KeyVersion, master: &dyn MasterKey) -> Result<Dek> {
-        let missing = || KeyringError::KeyMissing { scope: scope.to_string(), version, source: None };
-        let entry = scope.version(version).ok_or_else(missing)?;
-        if matches!(entry.state, DekState::Destroyed { .. }) {
-            return Err(KeyringError::KeyDestroyed { scope: scope.to_string(), version, source: None });
-        }
-        let wrapped = entry.wrapped.ok_or_else(missing)?;
-        let dek = master.unwrap(&wrapped).map_err(|error| self.key_error(scope, version, error))?;
-        let check = key_check(&dek, scope.keyring, scope.line, version);
-        if !check_matches(&entry.check, &check) {
-            let file = self.store.line_path(scope.line);
-            return Err(KeyringError::KeyWrong { scope: scope.to_string(), version, file, source: None });
-        }
-        Ok(dek)
+        unwrap_dek(scope, version, master, &self.store.line_path(scope.line))
     }
 
     /// The file a line's record is in, for messages.
@@ -228,30 +216,13 @@ impl Unlocked {
         }
     }
 
-    /// Keeps missing, wrong, destroyed and away apart.
     pub(crate) fn key_error(
         &self,
         scope: &Scope,
         version: KeyVersion,
         source: MasterKeyError,
     ) -> KeyringError {
-        let file = self.store.line_path(scope.line);
-        let scope = scope.to_string();
-        match source {
-            MasterKeyError::Missing { .. } => {
-                KeyringError::KeyMissing { scope, version, source: Some(source) }
-            }
-            MasterKeyError::Wrong { .. } => {
-                KeyringError::KeyWrong { scope, version, file, source: Some(source) }
-            }
-            MasterKeyError::Destroyed { .. } => {
-                KeyringError::KeyDestroyed { scope, version, source: Some(source) }
-            }
-            MasterKeyError::Damaged(_) => KeyringError::HsmDamaged { scope, version, source },
-            MasterKeyError::Away(_) | MasterKeyError::Refused(_) => {
-                KeyringError::HsmAway { scope, version, source }
-            }
-        }
+        key_error(scope, version, source, &self.store.line_path(scope.line))
     }
 }
 
@@ -259,6 +230,44 @@ impl fmt::Debug for Unlocked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dir = self.store.dir();
         f.debug_struct("Unlocked").field("dir", &dir).field("keyring", &self.keyring).finish_non_exhaustive()
+    }
+}
+
+/// Unwraps one version of a scope's data key and compares it with its check value. `file` names the record in errors.
+pub(crate) fn unwrap_dek(
+    scope: &Scope,
+    version: KeyVersion,
+    master: &dyn MasterKey,
+    file: &Path,
+) -> Result<Dek> {
+    let missing = || KeyringError::KeyMissing { scope: scope.to_string(), version, source: None };
+    let entry = scope.version(version).ok_or_else(missing)?;
+    if matches!(entry.state, DekState::Destroyed { .. }) {
+        return Err(KeyringError::KeyDestroyed { scope: scope.to_string(), version, source: None });
+    }
+    let wrapped = entry.wrapped.ok_or_else(missing)?;
+    let dek = master.unwrap(&wrapped).map_err(|error| key_error(scope, version, error, file))?;
+    let check = key_check(&dek, scope.keyring, scope.line, version);
+    if !check_matches(&entry.check, &check) {
+        let (scope, file) = (scope.to_string(), file.into());
+        return Err(KeyringError::KeyWrong { scope, version, file, source: None });
+    }
+    Ok(dek)
+}
+
+/// Keeps missing, wrong, destroyed and away apart.
+fn key_error(scope: &Scope, version: KeyVersion, source: MasterKeyError, file: &Path) -> KeyringError {
+    let (scope, file) = (scope.to_string(), file.to_path_buf());
+    match source {
+        MasterKeyError::Missing { .. } => KeyringError::KeyMissing { scope, version, source: Some(source) },
+        MasterKeyError::Wrong { .. } => KeyringError::KeyWrong { scope, version, file, source: Some(source) },
+        MasterKeyError::Destroyed { .. } => {
+            KeyringError::KeyDestroyed { scope, version, source: Some(source) }
+        }
+        MasterKeyError::Damaged(_) => KeyringError::HsmDamaged { scope, version, source },
+        MasterKeyError::Away(_) | MasterKeyError::Refused(_) => {
+            KeyringError::HsmAway { scope, version, source }
+        }
     }
 }
 

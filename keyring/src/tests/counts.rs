@@ -1,27 +1,28 @@
 //! Opening one of many scopes, and adding one, touches a handful of files.
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::support::*;
 use crate::*;
 
 #[derive(Default)]
 struct Counts {
-    reads: Cell<u32>,
-    lists: Cell<u32>,
-    writes: Cell<u32>,
+    reads: AtomicU32,
+    lists: AtomicU32,
+    writes: AtomicU32,
+    hints: AtomicU32,
 }
 
 /// A file store that counts.
 struct Counting {
     inner: FileStore,
-    counts: Rc<Counts>,
+    counts: Arc<Counts>,
 }
 
-fn one_more(count: &Cell<u32>) {
-    count.set(count.get() + 1);
+fn one_more(count: &AtomicU32) {
+    count.fetch_add(1, Relaxed);
 }
 
 impl Store for Counting {
@@ -37,6 +38,14 @@ impl Store for Counting {
         one_more(&self.counts.lists);
         self.inner.lines()
     }
+    fn read_hint(&self, file_id: &[u8; 12]) -> Result<Option<LineNumber>> {
+        one_more(&self.counts.reads);
+        self.inner.read_hint(file_id)
+    }
+    fn write_hint(&self, file_id: &[u8; 12], line: LineNumber) -> Result<()> {
+        one_more(&self.counts.hints);
+        self.inner.write_hint(file_id, line)
+    }
     fn lock(&self) -> Result<WriteLock> {
         self.inner.lock()
     }
@@ -49,7 +58,7 @@ impl Store for Counting {
         self.inner.replace_root(lock, root)
     }
     fn replace_lines(&self, lock: &WriteLock, records: &[(LineNumber, Vec<u8>)]) -> Result<()> {
-        self.counts.writes.set(self.counts.writes.get() + records.len() as u32);
+        self.counts.writes.fetch_add(records.len() as u32, Relaxed);
         self.inner.replace_lines(lock, records)
     }
     fn line_path(&self, line: LineNumber) -> PathBuf {
@@ -63,24 +72,53 @@ impl Store for Counting {
     }
 }
 
+fn counting(dir: &Path, master: &MemoryMaster) -> (Unlocked, Arc<Counts>) {
+    let counts = Arc::new(Counts::default());
+    let inner = FileStore::open(dir).unwrap();
+    let keyring = Keyring::open_store(Box::new(Counting { inner, counts: Arc::clone(&counts) })).unwrap();
+    let keyring = keyring.unlock(master).unwrap();
+    counts.reads.store(0, Relaxed);
+    (keyring, counts)
+}
+
 #[test]
 fn one_of_many_scopes_costs_a_few_reads_however_many_there_are() {
     let dir = scratch();
     let master = MemoryMaster::new();
     let filled = Keyring::create(dir.path(), Owner::Files, &master).unwrap();
-    for id in 0..=255 {
+    for id in 1..=255 {
         filled.add_scope(sqlite(id), &master).unwrap();
     }
-    let counts = Rc::new(Counts::default());
-    let inner = FileStore::open(dir.path()).unwrap();
-    let keyring = Keyring::open_store(Box::new(Counting { inner, counts: Rc::clone(&counts) })).unwrap();
-    let keyring = keyring.unlock(&master).unwrap();
+    let (keyring, counts) = counting(dir.path(), &master);
     keyring.dek(LineNumber(200), KeyVersion(1), &master).unwrap();
-    assert!(counts.reads.get() <= 3, "opening one read {} files", counts.reads.get());
-    assert_eq!((counts.lists.get(), counts.writes.get()), (0, 0));
+    assert_eq!(counts.reads.swap(0, Relaxed), 1);
+    let scope = keyring.find_sqlite_file(&[200; 12]).unwrap().unwrap();
+    keyring.dek_of(&scope, KeyVersion(1), &master).unwrap();
+    assert_eq!(counts.reads.swap(0, Relaxed), 2, "the hint and the record");
+    assert!(keyring.hinted_sqlite_file(&[0; 12]).unwrap().is_none());
+    assert_eq!(counts.reads.swap(0, Relaxed), 1, "the hint that is not there");
+    assert_eq!((counts.lists.load(Relaxed), counts.writes.load(Relaxed)), (0, 0));
 
-    counts.reads.set(0);
-    keyring.add_scope(sqlite(1), &master).unwrap();
-    assert!(counts.reads.get() <= 3, "adding one read {} files", counts.reads.get());
-    assert_eq!((counts.lists.get(), counts.writes.get()), (0, 1));
+    keyring.add_scope(sqlite(0), &master).unwrap();
+    let reads = counts.reads.load(Relaxed);
+    assert!(reads <= 4, "adding one read {reads} files: root twice, no hint, no record");
+    let written = (counts.lists.load(Relaxed), counts.writes.load(Relaxed), counts.hints.load(Relaxed));
+    assert_eq!(written, (0, 1, 1));
+}
+
+#[test]
+fn a_lost_hint_costs_one_look_at_every_record() {
+    let dir = scratch();
+    let master = MemoryMaster::new();
+    let filled = Keyring::create(dir.path(), Owner::Files, &master).unwrap();
+    for id in 1..=20 {
+        filled.add_scope(sqlite(id), &master).unwrap();
+    }
+    let (keyring, counts) = counting(dir.path(), &master);
+    std::fs::remove_dir_all(dir.path().join("by-file")).unwrap();
+    let found = keyring.find_sqlite_file(&[20; 12]).unwrap().unwrap();
+    assert_eq!(found.line, LineNumber(20));
+    assert!(counts.reads.swap(0, Relaxed) >= 20);
+    assert_eq!(keyring.find_sqlite_file(&[20; 12]).unwrap().unwrap(), found);
+    assert_eq!(counts.reads.swap(0, Relaxed), 2, "mended");
 }

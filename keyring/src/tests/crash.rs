@@ -38,6 +38,7 @@ fn child() {
     let keyring = open(dir, &master).unwrap();
     match action.as_str() {
         "add" => drop(keyring.add_scope(tablespace(30000), &master).unwrap()),
+        "add-file" => drop(keyring.add_scope(sqlite(7), &master).unwrap()),
         "set" => drop(keyring.set_state(LineNumber(1), state(50, TablespaceState::Encrypted)).unwrap()),
         "rewrap" => {
             master.generate_version().unwrap();
@@ -75,6 +76,32 @@ fn killed_at_each_step_of_adding_a_scope() {
         assert_eq!(scope.line, LineNumber(if step < 2 { 3 } else { 4 }), "{kill_at}");
         assert_eq!(tmp_files(dir.path()), 0, "{kill_at}");
         assert_eq!(keyring.info().unwrap().lines, scope.line.0, "{kill_at}");
+        let problems = keyring.verify(&master).problems;
+        assert!(problems.is_empty(), "{kill_at}: {problems:?}");
+    }
+}
+
+#[test]
+fn killed_at_each_step_of_adding_a_file() {
+    let steps = std::iter::once("hint-written").chain(STEPS);
+    for (step, kill_at) in steps.enumerate() {
+        let dir = scratch();
+        let master = MemoryMaster::new();
+        let keyring = Keyring::create(dir.path(), Owner::Files, &master).unwrap();
+        keyring.add_scope(sqlite(1), &master).unwrap();
+        assert_eq!(run_child(dir.path(), "add-file", kill_at).signal(), Some(9), "{kill_at}");
+        // Found as soon as its record is in place, by its hint alone.
+        let found = open(dir.path(), &master).unwrap().hinted_sqlite_file(&[7; 12]).unwrap();
+        assert_eq!(found.is_some(), step >= 3, "{kill_at}");
+        // The line goes to another file, or to this one after all.
+        keyring.add_scope(sqlite(8), &master).unwrap();
+        let again = keyring.add_scope(sqlite(7), &master);
+        assert_eq!(again.is_ok(), found.is_none(), "{kill_at}");
+        for id in [1, 7, 8] {
+            let scope = keyring.find_sqlite_file(&[id; 12]).unwrap().expect("found");
+            keyring.dek_of(&scope, KeyVersion(1), &master).unwrap();
+        }
+        assert_eq!(tmp_files(dir.path()), 0, "{kill_at}");
         let problems = keyring.verify(&master).problems;
         assert!(problems.is_empty(), "{kill_at}: {problems:?}");
     }

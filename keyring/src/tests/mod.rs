@@ -7,5 +7,6 @@ mod crash;
 mod damage;
 mod processes;
 mod random;
+mod sqlite;
 mod support;
 mod transfer;
