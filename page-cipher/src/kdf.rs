@@ -21,6 +21,13 @@ impl Purpose {
     /// Pages of one PostgreSQL relation, format 1. Ids: cipher number (1 byte), database OID, relation file
     /// number (4 bytes each, little-endian).
     pub const PG_PAGE: Self = Self("tde/pg/page/v1");
+    /// Pages of one SQLite database, in the file, its rollback journal and its WAL, format 1. Ids: file id (12
+    /// bytes).
+    pub const SQLITE_PAGE: Self = Self("tde/sqlite/page/v1");
+    /// Salts and checksums in the WAL's frame headers of one SQLite database, format 1. Ids: file id (12 bytes).
+    pub const SQLITE_WAL: Self = Self("tde/sqlite/wal/v1");
+    /// MAC of the headers of a SQLite database's rollback journal, format 1. Ids: file id (12 bytes).
+    pub const SQLITE_JOURNAL: Self = Self("tde/sqlite/journal/v1");
 }
 
 /// Derives a key of `N` bytes: `HKDF-SHA-256(ikm = key, no salt, info = purpose || ids[0] || ids[1] ...)`.

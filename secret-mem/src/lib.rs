@@ -4,6 +4,7 @@
 //! * [`SecretBuf`]: a secret of bounded length, such as a PIN.
 //! * [`LockedBox`]: any value, such as an expanded cipher.
 //! * [`SharedRegion`]: memory that a process shares with the children it forks.
+//! * [`ForkCanary`]: dies in a forked child, for what must not be used in two processes.
 //! * [`wiping_stack`]: for library code that leaves key material on the stack.
 //! * [`random`]: bytes from the operating system's generator.
 //!
@@ -49,4 +50,4 @@ pub use lock::{LockFailure, lock_failure};
 pub use process::{HardenError, harden_process};
 pub use random::{RandomError, random};
 pub use stack::wiping_stack;
-pub use sys::{LockedBox, MapError, SharedRegion, relock_after_fork};
+pub use sys::{ForkCanary, ForkCanaryError, LockedBox, MapError, SharedRegion, relock_after_fork};

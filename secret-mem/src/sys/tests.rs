@@ -8,8 +8,8 @@ use std::thread;
 
 use super::arena::Slot;
 use crate::{
-    LockFailure, LockedBox, SecretBuf, SecretBytes, SharedRegion, lock_failure, relock_after_fork,
-    wiping_stack,
+    ForkCanary, LockFailure, LockedBox, SecretBuf, SecretBytes, SharedRegion, lock_failure,
+    relock_after_fork, wiping_stack,
 };
 
 /// The `VmFlags` of the mapping that holds `address`.
@@ -316,4 +316,24 @@ fn impossible_region_is_an_error() {
     let error = SharedRegion::new(1 << 60).unwrap_err();
     assert!(error.to_string().contains("1152921504606846976 bytes"), "{error}");
     assert!(SharedRegion::new(0).is_err());
+}
+
+#[test]
+fn a_canary_dies_in_a_child_and_a_new_one_lives() {
+    let canary = ForkCanary::new().unwrap();
+    assert!(canary.is_alive());
+    assert!(thread::spawn(move || canary.is_alive()).join().unwrap(), "threads are no other process");
+    assert!(in_child(|| {
+        let own = ForkCanary::new().unwrap();
+        let grandchild =
+            in_child(|| !canary.is_alive() && !own.is_alive() && ForkCanary::new().unwrap().is_alive());
+        !canary.is_alive() && own.is_alive() && grandchild
+    }));
+    assert!(canary.is_alive(), "a fork does not disturb the parent");
+}
+
+#[test]
+fn a_canary_is_dead_in_a_child_that_asks_nothing_else() {
+    let canary = ForkCanary::new().unwrap();
+    assert!(in_child(|| !canary.is_alive()));
 }

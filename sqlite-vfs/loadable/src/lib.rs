@@ -1,0 +1,1 @@
+//! The SQLite VFS as a loadable extension and a C library.

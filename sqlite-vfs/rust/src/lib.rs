@@ -1,0 +1,1 @@
+//! The SQLite VFS for programs that use rusqlite.

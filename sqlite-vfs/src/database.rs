@@ -1,0 +1,126 @@
+//! What the handles of one connection to one file share: database, rollback journal and WAL.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
+
+use crate::error::{Result, VfsError};
+use crate::keys::{FileId, FileKeys, KeySource, KeysError};
+
+/// One open database file: whose it is, its keys and its page size.
+///
+/// Made when SQLite opens the file; its journal and WAL find it by the address of the file name, which SQLite keeps in
+/// the same block of memory as theirs.
+pub(crate) struct Database {
+    path: String,
+    source: Arc<dyn KeySource>,
+    /// None while the file is empty, or its header is torn and no journal has named it.
+    keys: RwLock<Option<Arc<FileKeys>>>,
+    /// Whether `keys` are those of a header that was seen on disk (or authenticated in a journal). Until then another
+    /// process may still be the one that makes the file.
+    settled: AtomicBool,
+    /// Zero while unknown.
+    page_size: AtomicU32,
+}
+
+impl Database {
+    /// A database whose keys are not known yet.
+    pub(crate) fn new(path: String, source: Arc<dyn KeySource>) -> Self {
+        Self {
+            path,
+            source,
+            keys: RwLock::new(None),
+            settled: AtomicBool::new(false),
+            page_size: AtomicU32::new(0),
+        }
+    }
+
+    /// The database file's path, for messages.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Keys, if it is known whose file it is. A lock that only handles of this connection take.
+    pub(crate) fn keys(&self) -> Option<Arc<FileKeys>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a header on disk has confirmed whose file it is.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    /// A header on disk, of the database or of its journal, says that the file is `id`.
+    pub(crate) fn adopt(&self, id: FileId) -> Result<Arc<FileKeys>> {
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*keys {
+            if known.file_id() == id {
+                self.settled.store(true, Ordering::Release);
+                return Ok(known.clone());
+            }
+            if self.is_settled() {
+                let (file, expected) = (self.path.clone(), known.file_id());
+                return Err(VfsError::OtherFile { file, expected, found: id });
+            }
+        }
+        let found = self.source.existing(id, &self.path).map_err(|source| self.keys_error(source))?;
+        *keys = Some(found.clone());
+        self.settled.store(true, Ordering::Release);
+        Ok(found)
+    }
+
+    /// Keys to write with: of a file that is still empty they are made now.
+    ///
+    /// SQLite writes only under its RESERVED lock (where it locks at all), and has looked at the header since.
+    pub(crate) fn keys_to_write(&self) -> Result<Arc<FileKeys>> {
+        if let Some(known) = self.keys() {
+            return Ok(known);
+        }
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*keys {
+            return Ok(known.clone());
+        }
+        let made = self.source.create(&self.path).map_err(|source| self.keys_error(source))?;
+        *keys = Some(made.clone());
+        Ok(made)
+    }
+
+    /// Whether keys for a new file could be made.
+    pub(crate) fn ready_to_create(&self) -> Result<()> {
+        self.source.ready(&self.path).map_err(|source| self.keys_error(source))
+    }
+
+    /// Page size in bytes, if known.
+    pub(crate) fn page_size(&self) -> Option<u32> {
+        Some(self.page_size.load(Ordering::Acquire)).filter(|size| *size != 0)
+    }
+
+    /// The page size of the file is known now, or is another one.
+    pub(crate) fn set_page_size(&self, size: u32) {
+        self.page_size.store(size, Ordering::Release);
+    }
+
+    /// A key error with this file's name.
+    pub(crate) fn keys_error(&self, source: KeysError) -> VfsError {
+        VfsError::Keys { file: self.path.clone(), source }
+    }
+}
+
+/// The databases that are open now, by the address of the name that SQLite opened them with. It is looked at when a
+/// file is opened or closed, never to read or write.
+static OPEN: LazyLock<Mutex<HashMap<usize, Arc<Database>>>> = LazyLock::new(Mutex::default);
+
+/// Makes `database` known under the address of its name, until [`forget`].
+pub(crate) fn remember(name_address: usize, database: Arc<Database>) {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner).insert(name_address, database);
+}
+
+/// The database that was opened with the name at this address.
+pub(crate) fn find(name_address: usize) -> Option<Arc<Database>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner).get(&name_address).cloned()
+}
+
+/// The database's file was closed.
+pub(crate) fn forget(name_address: usize) {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&name_address);
+}
