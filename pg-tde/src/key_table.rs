@@ -70,6 +70,8 @@ pub(crate) struct KeyTable {
     /// Key of the keyring's seals, so that a change of state needs no HSM.
     seal_present: AtomicU64,
     seal: [AtomicU64; 4],
+    /// The lines were compared with where recovery ended.
+    compared: AtomicU64,
     counters: [Counters; SHARDS],
     /// Torn pages that recovery waits for an image of.
     pub(crate) placeholders: Placeholders,
@@ -349,6 +351,16 @@ impl KeyTable {
     /// Forgets what was logged: the process that logged it may have been killed half-way.
     pub(crate) fn forget_logged(&self) {
         self.entries.iter().for_each(|entry| entry.logged.store(0, Release));
+    }
+
+    /// Whether the lines are known to fit where recovery ended, or this server did not recover.
+    pub(crate) fn is_compared(&self) -> bool {
+        self.compared.load(Acquire) != 0
+    }
+
+    /// Remembers that they do, for the life of this server.
+    pub(crate) fn set_compared(&self) {
+        self.compared.store(1, Release);
     }
 
     /// Publishes the key of the keyring's seals.

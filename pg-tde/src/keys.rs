@@ -162,9 +162,9 @@ pub(crate) fn open_hsm() -> Result<SoftHsm, KeyError> {
     let command = settings::pin_command().ok_or(KeyError::NoPinCommand)?;
     let cancelled = || !server::preloading() && server::cancel_requested();
     let pin = match pin_command::run(&command, settings::pin_command_timeout(), &cancelled) {
-        Err(PinCommandError::Cancelled) if !server::in_redo() => {
+        Err(error @ PinCommandError::Cancelled { .. }) if !server::in_redo() => {
             server::check_for_interrupts();
-            return Err(PinCommandError::Cancelled.into());
+            return Err(error.into());
         }
         pin => pin?,
     };
@@ -307,6 +307,24 @@ pub(crate) fn check_end_of_redo(table: &KeyTable, position: u64) -> Result<(), K
                 end: WalPosition(position),
             });
         }
+    }
+    table.set_compared();
+    Ok(())
+}
+
+/// [`check_end_of_redo`], for a recovery that found nothing to replay: the server tells no resource manager of its end, so
+/// whoever first needs a line asks here. Lines must not change before.
+///
+/// # Errors
+/// [`KeyError::Future`], [`KeyError::LineLost`]
+pub(crate) fn ensure_compared(table: &KeyTable) -> Result<(), KeyError> {
+    if table.is_compared() || server::recovery_in_progress() {
+        return Ok(());
+    }
+    check_end_of_redo(table, server::replay_position())?;
+    // As at the end of redo: at the start of a copy of another server the records could not be compared yet.
+    if let Err(error) = check_sum(table) {
+        report::doubtful_keyring(&error);
     }
     Ok(())
 }

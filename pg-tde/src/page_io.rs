@@ -83,7 +83,7 @@ pub(crate) struct PageAddress {
 /// When a key is needed and cannot be had.
 pub(crate) fn regime_with_key(table: &'static KeyTable, relation: RelationId) -> Result<Regime, PageError> {
     let (regime, have) = Process::with(table, |process| {
-        let regime = process.regime(relation);
+        let regime = process.regime(relation)?;
         let have = match regime {
             Regime::Plain => true,
             _ => process.cipher(relation, regime)?.is_some(),
@@ -102,7 +102,7 @@ pub(crate) fn regime_with_key(table: &'static KeyTable, relation: RelationId) ->
 /// Only when the key cannot be had: a missing key must never look like a damaged page, which
 /// `zero_damaged_pages` would wipe.
 pub(crate) fn open(table: &'static KeyTable, at: PageAddress, page: &mut Page) -> Result<Opened, PageError> {
-    let mut regime = Process::with(table, |process| process.regime(at.relation));
+    let mut regime = Process::with(table, |process| process.regime(at.relation))?;
     if regime == Regime::Plain || pg::is_zero(page) {
         return Ok(Opened::Page);
     }
@@ -186,7 +186,7 @@ pub(crate) fn seal(
     at: PageAddress,
     copy: &mut dyn FnMut(&mut Page),
 ) -> Result<Sealed, PageError> {
-    let mut regime = Process::with(table, |process| process.regime(at.relation));
+    let mut regime = Process::with(table, |process| process.regime(at.relation))?;
     if regime == Regime::Plain {
         return Ok(Sealed::Unchanged);
     }

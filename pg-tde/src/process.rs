@@ -11,6 +11,7 @@ use secret_mem::SecretBytes;
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
 use crate::key_table::{KeyTable, LineInfo, OPEN_END};
+use crate::keys::{self, KeyError};
 use crate::page_io::PageError;
 
 /// Expanded relation ciphers a process keeps: about 1 KiB of locked memory each.
@@ -107,17 +108,25 @@ impl Process {
     ///
     /// The state of a tablespace is a history by WAL position, not a value: recovery starts before
     /// changes that the keyring already knows of.
-    pub(crate) fn regime(&mut self, id: RelationId) -> Regime {
+    ///
+    /// # Errors
+    /// When the keyring knows changes from after the end of recovery.
+    pub(crate) fn regime(&mut self, id: RelationId) -> Result<Regime, KeyError> {
         self.refresh();
         if !self.lines.iter().any(|line| line.tablespace == id.tablespace) {
-            return Regime::Plain;
+            return Ok(Regime::Plain);
         }
-        let position = if self.recovery_in_progress() { Some(server::replay_position()) } else { None };
-        match (line_at(&self.lines, id.tablespace, position), id.temporary) {
+        let position = if self.recovery_in_progress() {
+            Some(server::replay_position())
+        } else {
+            keys::ensure_compared(self.table)?;
+            None
+        };
+        Ok(match (line_at(&self.lines, id.tablespace, position), id.temporary) {
             (None, _) => Regime::Plain,
             (Some(_), true) => Regime::Temporary,
             (Some(line), false) => Regime::Line(line),
-        }
+        })
     }
 
     /// The cipher of a relation and the page to use it in, or `None` when the key of its line has yet to be

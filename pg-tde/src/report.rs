@@ -195,6 +195,18 @@ pub(crate) fn wrong_keyring(error: &dyn Error) {
     );
 }
 
+/// The keyring does not fit where recovery ended. Ends the statement.
+pub(crate) fn keyring_error(error: &dyn Error) -> ! {
+    send(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        "pg_tde cannot go on with this keyring",
+        &chain(error),
+        "",
+    );
+    unreachable!("an ERROR does not return");
+}
+
 /// Redo waits for whoever holds the keyring's lock.
 pub(crate) fn waiting_for_keyring() {
     send(

@@ -140,6 +140,7 @@ pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceErro
     if server::recovery_in_progress() {
         return Err(TablespaceError::InRecovery);
     }
+    keys::ensure_compared(table)?;
     let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
     if oid < FIRST_USER_OID {
         return Err(TablespaceError::System(name.to_owned()));
@@ -259,6 +260,9 @@ fn log_pending(table: &KeyTable, keyring: &Unlocked) -> Result<u64, KeyError> {
 /// # Errors
 /// When the keyring cannot be read. The file must not be made then.
 pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<(), TablespaceError> {
+    if table.lines().any(|line| line.tablespace == relation.tablespace) {
+        keys::ensure_compared(table)?;
+    }
     let Some(line) = table.active(relation.tablespace) else {
         server::lock_tablespace(relation.tablespace, true);
         return Ok(());

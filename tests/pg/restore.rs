@@ -187,18 +187,7 @@ fn recovery_to_a_point_in_time_with_a_keyring_from_later_is_refused_until_the_ol
     copy(&primary.dir().join("keyring-backup"), &keyring);
     if let Err(failure) = restored.try_start() {
         assert!(failure.log.contains("tde keyring accept-restore"), "{}", failure.log);
-        let hsm = primary.hsm();
-        tde_tests::command_output(
-            primary
-                .root()
-                .command(primary.root().tde())
-                .args(["keyring", "accept-restore", "--keyring"])
-                .arg(&keyring)
-                .arg("--hsm")
-                .arg(format!("soft:{}", hsm.store.display()))
-                .arg("--pin-file")
-                .arg(&hsm.pin_file),
-        );
+        accept_restore(&primary, &keyring);
         restored.start();
     }
     as_it_was(&mut restored);
@@ -228,4 +217,74 @@ fn a_cold_copy_with_a_keyring_from_later_is_refused() {
     fs::remove_dir_all(&space).unwrap();
     copy(&cold_space, &space);
     refused(&mut cluster, "restore the keyring");
+}
+
+/// Nothing is replayed, so the server tells nobody of the end of recovery: whoever first needs a key must notice.
+#[test]
+fn a_cold_copy_with_a_keyring_from_later_that_recovers_and_finds_no_wal_is_refused() {
+    let mut cluster = Cluster::builder().create();
+    let keyring = cluster.dir().join("keyring");
+    cluster.configure("pg_tde.keyring", keyring.to_str().unwrap());
+    cluster.start();
+    cluster.run("CREATE EXTENSION pg_tde");
+    cluster.encrypted_tablespace("secure");
+    fill(&cluster, "t", "secure");
+    let file = cluster.file_of("t");
+    cluster.stop();
+    let (data, cold) = (cluster.data().to_owned(), cluster.dir().join("cold"));
+    let (space, cold_space) = (cluster.ts_dir(), cluster.dir().join("cold-space"));
+    let keyring_then = cluster.dir().join("keyring-then");
+    for (from, to) in [(&data, &cold), (&space, &cold_space), (&keyring, &keyring_then)] {
+        copy(from, to);
+    }
+    cluster.start();
+    cluster.run("DROP TABLE t");
+    cluster.run("DROP TABLESPACE secure");
+    cluster.stop();
+    for (from, to) in [(&cold, &data), (&cold_space, &space)] {
+        fs::remove_dir_all(to).unwrap();
+        copy(from, to);
+    }
+    let before = fs::read(&file).unwrap();
+    fs::write(data.join("recovery.signal"), "").unwrap();
+    cluster.root().own(&data.join("recovery.signal"));
+    cluster.configure("restore_command", "false");
+    cluster.start();
+    while cluster.text("SELECT pg_is_in_recovery()") == "t" {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for statement in [
+        "SELECT count(*) FROM t",
+        "CREATE TABLE u (secret text) TABLESPACE secure",
+        "SELECT * FROM tde.tablespaces",
+        "SELECT tde.encrypt_tablespace('secure')",
+        "DROP TABLESPACE secure",
+    ] {
+        let error = cluster.try_run(statement).expect_err(statement);
+        assert!(error.text.contains("restore the keyring"), "{statement}: {error}");
+    }
+    cluster.run("CREATE TABLE elsewhere AS SELECT 1");
+    cluster.stop();
+    assert!(fs::read(&file).unwrap() == before, "pages of the tablespace were written");
+
+    // With the keyring of its time it goes on as if nothing had been.
+    fs::remove_dir_all(&keyring).unwrap();
+    copy(&keyring_then, &keyring);
+    let failure = cluster.try_start().expect_err("an older generation");
+    assert!(failure.log.contains("tde keyring accept-restore"), "{}", failure.log);
+    accept_restore(&cluster, &keyring);
+    cluster.start();
+    readable(&cluster, "t");
+    fill(&cluster, "u", "secure");
+    assert!(files::files_with(&cluster.ts_dir().join("secure"), b"canary-").is_empty());
+    cluster.crash_and_recover();
+    readable(&cluster, "u");
+}
+
+fn accept_restore(cluster: &Cluster, keyring: &std::path::Path) {
+    let hsm = cluster.hsm();
+    let mut command = cluster.root().command(cluster.root().tde());
+    command.args(["keyring", "accept-restore", "--keyring"]).arg(keyring);
+    command.arg("--hsm").arg(format!("soft:{}", hsm.store.display())).arg("--pin-file").arg(&hsm.pin_file);
+    tde_tests::command_output(&mut command);
 }

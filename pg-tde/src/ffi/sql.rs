@@ -25,9 +25,10 @@ fn fail(error: &TablespaceError) -> ! {
 }
 
 fn table() -> &'static KeyTable {
-    match tablespace::key_table() {
-        Some(table) => table,
-        None => fail(&TablespaceError::NotActive),
+    let Some(table) = tablespace::key_table() else { fail(&TablespaceError::NotActive) };
+    match keys::ensure_compared(table) {
+        Ok(()) => table,
+        Err(error) => fail(&error.into()),
     }
 }
 

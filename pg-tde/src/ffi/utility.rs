@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 use pgrx::{PgList, PgLogLevel, PgSqlErrorCode};
 
 use super::server;
-use crate::{placeholder, report, tablespace};
+use crate::{keys, placeholder, report, tablespace};
 
 static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut NEXT_EXECUTOR_START: pg_sys::ExecutorStart_hook_type = None;
@@ -113,9 +113,16 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<()> {
     if server::recovery_in_progress() {
         return None; // the server itself refuses these statements
     }
+    // SAFETY: the caller's promise.
+    let tag = unsafe { (*node).type_ };
+    let concerned =
+        [NodeTag::T_DropTableSpaceStmt, NodeTag::T_CreatedbStmt, NodeTag::T_AlterDatabaseStmt].contains(&tag);
+    if concerned && let Err(error) = keys::ensure_compared(table) {
+        report::keyring_error(&error);
+    }
     // SAFETY: the tag says what the node is.
     unsafe {
-        match (*node).type_ {
+        match tag {
             NodeTag::T_DropTableSpaceStmt => {
                 // Waits for a tde.encrypt_tablespace under way; later this wait could be cancelled half-way.
                 server::lock_keyring_to_end(false);
