@@ -2,7 +2,9 @@
 
 use secret_mem::{ForkCanaryError, RandomError};
 
+use crate::journal::JournalFault;
 use crate::keys::{FileId, KeysError};
+use crate::wal::WalFault;
 
 /// Result of the shim's operations.
 pub type Result<T, E = VfsError> = std::result::Result<T, E>;
@@ -206,6 +208,22 @@ pub enum VfsError {
         /// The file.
         file: String,
     },
+    /// A rollback journal cannot be used.
+    #[error("{file}: {fault}")]
+    Journal {
+        /// The journal.
+        file: String,
+        /// Why.
+        fault: JournalFault,
+    },
+    /// A WAL cannot be used.
+    #[error("{file}: {fault}")]
+    Wal {
+        /// The WAL.
+        file: String,
+        /// Why.
+        fault: WalFault,
+    },
     /// A journal or WAL whose database was not opened under this VFS.
     #[error("{file}: its database is not open under vfs=tde, so it has no key")]
     NoDatabase {
@@ -273,6 +291,8 @@ impl VfsError {
             Self::Header { .. } | Self::ReserveInUse { .. } | Self::Misplaced { .. } => Reason::Unsupported,
             Self::Forked { .. } => Reason::Forked,
             Self::PlainTemp { .. } => Reason::PlainTemp,
+            Self::Journal { .. } => Reason::Journal,
+            Self::Wal { .. } => Reason::Wal,
             Self::NoDatabase { .. } => Reason::Config,
             Self::Random(_) | Self::ForkCanary(_) => Reason::System,
         })

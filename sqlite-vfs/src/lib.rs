@@ -8,8 +8,12 @@
 mod database;
 mod error;
 mod format;
+mod journal;
 pub mod keys;
 mod nonce;
 mod raw;
+mod wal;
 
 pub use error::{Reason, Result, VfsError};
+pub use journal::JournalFault;
+pub use wal::WalFault;
