@@ -4,7 +4,7 @@
 //! * [`Session`]: a user who is logged in. A [crypto user](Role::CryptoUser) uses master keys, a
 //!   [crypto officer](Role::CryptoOfficer) manages users; neither may do the other's work.
 //! * [`KeyHandle`]: names a master key, a line of versions. The newest wraps, older ones still unwrap ([`Wrapped`]).
-//! * [`Pin`]: opens the store key; wrong ones cost time ([`user`]).
+//! * [`Pin`]: opens the store key; wrong ones cost time ([`user`]). It may come from a [command](pin_command).
 //! * [`audit`]: who did what, in one chain that cannot be edited unnoticed.
 //! * [`SoftUri`]: the URI `soft:DIRECTORY?user=NAME&key=LABEL` that names an HSM.
 //!
@@ -47,6 +47,7 @@ mod master_key;
 mod object;
 mod officer;
 mod pin;
+pub mod pin_command;
 mod selftest;
 mod session;
 pub mod store;
