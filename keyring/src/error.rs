@@ -185,7 +185,7 @@ pub enum KeyringError {
     },
     /// The keyring was made for something else.
     #[error(
-        "the keyring in {path} belongs to {found}, not to {expected}; point the setting at this cluster's own keyring"
+        "the keyring in {path} belongs to {found}, not to {expected}; point the setting at the keyring that was made for it"
     )]
     ForeignOwner {
         /// The directory.

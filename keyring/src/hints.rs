@@ -93,6 +93,8 @@ impl Unlocked {
     }
 
     fn search_sqlite_file(&self, file_id: &[u8; 12]) -> Result<Option<Scope>> {
+        // A keyring that vanished has no records either.
+        self.root()?;
         let mut unreadable = None;
         for line in self.store.lines()? {
             match self.scope(line) {

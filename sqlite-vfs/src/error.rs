@@ -53,6 +53,10 @@ pub enum Reason {
     Wal = 0xE0,
     /// The operating system refused something that safety depends on.
     System = 0xE1,
+    /// No keyring has an entry for the file.
+    NoEntry = 0xE2,
+    /// The HSM answered no: a wrong PIN, a locked user, or no right to use the key.
+    HsmRefused = 0xE3,
 }
 
 /// Where something that is sealed lies.
