@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
 
-use crate::error::{Result, VfsError};
+use crate::error::{Place, Result, VfsError};
 use crate::keys::{FileId, FileKeys, KeySource, KeysError};
 
 /// One open database file: whose it is, its keys and its page size.
@@ -19,6 +19,8 @@ pub(crate) struct Database {
     /// Whether `keys` are those of a header that was seen on disk (or authenticated in a journal). Until then another
     /// process may still be the one that makes the file.
     settled: AtomicBool,
+    /// Whether the file had no bytes when it was last looked at. Only then may keys be made for it.
+    empty: AtomicBool,
     /// Zero while unknown.
     page_size: AtomicU32,
 }
@@ -31,6 +33,7 @@ impl Database {
             source,
             keys: RwLock::new(None),
             settled: AtomicBool::new(false),
+            empty: AtomicBool::new(false),
             page_size: AtomicU32::new(0),
         }
     }
@@ -80,9 +83,33 @@ impl Database {
         if let Some(known) = &*keys {
             return Ok(known.clone());
         }
+        if !self.is_empty() {
+            return Err(VfsError::Torn { file: self.path.clone(), place: Place::Page(1) });
+        }
         let made = self.source.create(&self.path).map_err(|source| self.keys_error(source))?;
         *keys = Some(made.clone());
         Ok(made)
+    }
+
+    /// Page 1 was written: what file it is stays.
+    pub(crate) fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
+        self.empty.store(false, Ordering::Release);
+    }
+
+    /// Whether the file had no bytes when it was last looked at.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.empty.load(Ordering::Acquire)
+    }
+
+    /// The file has no bytes, or has some. An empty file may be made anew by another process, with another id and
+    /// another page size.
+    pub(crate) fn set_empty(&self, empty: bool) {
+        self.empty.store(empty, Ordering::Release);
+        if empty {
+            self.settled.store(false, Ordering::Release);
+            self.page_size.store(0, Ordering::Release);
+        }
     }
 
     /// Whether keys for a new file could be made.

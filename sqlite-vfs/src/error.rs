@@ -234,6 +234,18 @@ pub enum VfsError {
         /// The journal or WAL.
         file: String,
     },
+    /// There is nothing to rotate.
+    #[error("{file} is still empty and has no key; write something first")]
+    NoKeysYet {
+        /// The database file.
+        file: String,
+    },
+    /// A bug has left a handle half changed.
+    #[error("{file}: an earlier operation broke off in the middle; close the connection and open it again")]
+    Broken {
+        /// The file.
+        file: String,
+    },
     /// The operating system gave no random bytes.
     #[error(transparent)]
     Random(#[from] RandomError),
@@ -298,7 +310,8 @@ impl VfsError {
             Self::Journal { .. } => Reason::Journal,
             Self::Wal { .. } => Reason::Wal,
             Self::NoDatabase { .. } => Reason::Config,
-            Self::Random(_) | Self::ForkCanary(_) => Reason::System,
+            Self::NoKeysYet { .. } => Reason::Unsupported,
+            Self::Broken { .. } | Self::Random(_) | Self::ForkCanary(_) => Reason::System,
         })
     }
 

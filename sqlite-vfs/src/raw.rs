@@ -30,12 +30,6 @@ pub(crate) trait RawFile: Send {
     /// Length in bytes.
     fn size(&self) -> Result<u64>;
 
-    /// Smallest number of bytes that a power failure leaves whole.
-    fn sector_size(&self) -> u32;
-
-    /// SQLite's `SQLITE_IOCAP_*` of the file below, unmasked.
-    fn device_characteristics(&self) -> i32;
-
     /// The file's path for messages.
     fn name(&self) -> &str;
 }

@@ -9,6 +9,7 @@
 //!
 //! SQLite reads bytes 16..40 all the time and before it knows the page size. Page 1's tag covers all 40 bytes.
 
+use crate::error::HeaderFault;
 use crate::keys::FileId;
 
 /// Length of the clear header in bytes.
@@ -82,6 +83,22 @@ pub(crate) fn is_page_size(len: usize) -> bool {
 /// Whether `plain` begins as SQLite's own databases do.
 pub(crate) fn is_sqlite(plain: &[u8; CLEAR_LEN]) -> bool {
     plain[..16] == *SQLITE_MAGIC
+}
+
+/// Checks page 1 as SQLite wants to write it: nothing that could not be read back may reach the disk.
+pub(crate) fn check_page_one(plain: &[u8]) -> Result<(), HeaderFault> {
+    let header = plain.first_chunk::<CLEAR_LEN>().ok_or(HeaderFault::Magic)?;
+    if !is_sqlite(header) {
+        return Err(HeaderFault::Magic);
+    }
+    let to = page_size(header).ok_or(HeaderFault::PageSize)?;
+    if to as usize != plain.len() {
+        return Err(HeaderFault::PageSizeChange { from: plain.len() as u32, to });
+    }
+    match header[20] {
+        RESERVED => Ok(()),
+        found => Err(HeaderFault::Reserve { found }),
+    }
 }
 
 /// Replaces SQLite's magic by ours, in place.

@@ -1,0 +1,147 @@
+//! What must be asked of the connection that a database file belongs to.
+
+use core::ffi::{CStr, c_char, c_int, c_void};
+use core::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use super::abi::*;
+use super::api::Api;
+use super::register::{is_our_name, is_ours};
+use crate::error::{Result, VfsError};
+use crate::format::header::RESERVED;
+
+/// The way from a file to its connection.
+pub(super) struct Connection {
+    api: &'static Api,
+    /// The name that SQLite opened the file with; its address identifies the file.
+    name: *const c_char,
+    /// Where SQLite keeps the connection that uses the file now. With a shared cache that changes, so it is looked at
+    /// for each use.
+    place: AtomicPtr<*mut sqlite3>,
+    /// Whether plaintext temporary files are allowed, or there are none.
+    temporary_files_settled: AtomicBool,
+}
+
+// SAFETY: `name` and `place` point into SQLite's own structs, which live as long as the file is open and which SQLite
+// protects by the connection's (or the shared cache's) mutex; it holds that whenever it calls a method of the file.
+unsafe impl Send for Connection {}
+// SAFETY: as above.
+unsafe impl Sync for Connection {}
+
+impl Connection {
+    pub(super) fn new(api: &'static Api, name: *const c_char, plain_temp: bool) -> Self {
+        let place = AtomicPtr::new(ptr::null_mut());
+        Self { api, name, place, temporary_files_settled: AtomicBool::new(plain_temp) }
+    }
+
+    /// The address of the name identifies the file.
+    pub(super) fn name(&self) -> *const c_char {
+        self.name
+    }
+
+    /// `SQLITE_FCNTL_PDB` says where the connection is.
+    pub(super) fn set_place(&self, place: *mut *mut sqlite3) {
+        self.place.store(place, Ordering::Relaxed);
+    }
+
+    fn db(&self) -> Option<*mut sqlite3> {
+        let place = self.place.load(Ordering::Relaxed);
+        if place.is_null() {
+            return None;
+        }
+        // SAFETY: SQLite said that its connection is kept there, and calls the file's methods only while it is.
+        let db = unsafe { *place };
+        (!db.is_null()).then_some(db)
+    }
+
+    /// Refuses a connection whose main database is under another VFS: SQLite opens temporary files under that one.
+    pub(super) fn check_temporary_files(&self, file: &str) -> Result<()> {
+        if self.temporary_files_settled.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let Some(db) = self.db() else { return Ok(()) };
+        let mut vfs: *mut sqlite3_vfs = ptr::null_mut();
+        // SAFETY: `db` is open; a null name means "main", and this control stores one pointer.
+        unsafe { (self.api.file_control)(db, ptr::null(), SQLITE_FCNTL_VFS_POINTER, (&raw mut vfs).cast()) };
+        if !is_ours(vfs) && !self.main_is_above_ours(db) {
+            return Err(VfsError::PlainTemp { file: file.to_owned() });
+        }
+        self.temporary_files_settled.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the main database is under another shim that lies on ours.
+    fn main_is_above_ours(&self, db: *mut sqlite3) -> bool {
+        let mut names: *mut c_char = ptr::null_mut();
+        // SAFETY: `db` is open; this control stores a string from sqlite3_malloc or nothing.
+        unsafe { (self.api.file_control)(db, ptr::null(), SQLITE_FCNTL_VFSNAME, (&raw mut names).cast()) };
+        if names.is_null() {
+            return false;
+        }
+        // SAFETY: not null, so it is a C string that is ours to free.
+        let found = unsafe { CStr::from_ptr(names) }.to_bytes().split(|b| *b == b'/').any(is_our_name);
+        // SAFETY: allocated by SQLite, not used after this.
+        unsafe { (self.api.free)(names.cast()) };
+        found
+    }
+
+    /// Makes SQLite leave the bytes of the trailer free. Works only while the database is empty.
+    pub(super) fn reserve_bytes(&self) {
+        let Some(db) = self.db() else { return };
+        for schema in self.schemas(db) {
+            // SAFETY: `db` is open and `schema` is one of its names.
+            if unsafe { (self.api.db_filename)(db, schema) }.addr() != self.name.addr() {
+                continue;
+            }
+            let mut bytes = c_int::from(RESERVED);
+            // SAFETY: as above; this control reads and writes one int. Where it has no effect, the page-1 write is
+            // refused.
+            unsafe {
+                (self.api.file_control)(db, schema, SQLITE_FCNTL_RESERVE_BYTES, (&raw mut bytes).cast());
+            }
+            return;
+        }
+    }
+
+    fn schemas(&self, db: *mut sqlite3) -> impl Iterator<Item = *const c_char> {
+        // SAFETY: `db` is open; a number that is too large gives null.
+        (0..).map(move |i| unsafe { (self.api.db_name)(db, i) }).take_while(|name| !name.is_null())
+    }
+
+    /// During VACUUM, the page size that the database will have, in bytes.
+    pub(super) fn vacuum_page_size(&self) -> Option<u32> {
+        let db = self.db()?;
+        // VACUUM attaches its new database as "vacuum_db", since 3.51 as "vacuum_" and hexadecimal digits.
+        // SAFETY: names of schemas are C strings.
+        let is_vacuum =
+            |name: &*const c_char| unsafe { CStr::from_ptr(*name) }.to_bytes().starts_with(b"vacuum_");
+        let schema = self.schemas(db).filter(is_vacuum).last()?;
+        // SAFETY: as above.
+        let schema = unsafe { CStr::from_ptr(schema) }.to_str().ok()?;
+        let sql = std::ffi::CString::new(format!("PRAGMA \"{schema}\".page_size")).ok()?;
+        let mut size = 0_u32;
+        // SAFETY: `db` is open, and SQLite itself runs nested statements during VACUUM; the callback gets the address
+        // of `size`, which outlives the call.
+        let code = unsafe {
+            (self.api.exec)(db, sql.as_ptr(), Some(take_number), (&raw mut size).cast(), ptr::null_mut())
+        };
+        (code == SQLITE_OK && size != 0).then_some(size)
+    }
+}
+
+/// Stores a statement's first column, a number, at `out`.
+unsafe extern "C" fn take_number(
+    out: *mut c_void,
+    columns: c_int,
+    values: *mut *mut c_char,
+    _names: *mut *mut c_char,
+) -> c_int {
+    // SAFETY: SQLite hands over `columns` values, each null or a C string, and `out` as it was given.
+    unsafe {
+        if columns > 0 && !(*values).is_null() {
+            let text = CStr::from_ptr(*values).to_str().unwrap_or_default();
+            out.cast::<u32>().write(text.parse().unwrap_or_default());
+        }
+    }
+    SQLITE_OK
+}
