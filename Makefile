@@ -4,6 +4,7 @@ PG_MAJOR ?= 15
 PG_CONFIG ?= /usr/lib/postgresql/$(PG_MAJOR)/bin/pg_config
 PREFIX ?= /usr/local
 DESTDIR ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 CARGO ?= cargo
 PROFILE ?= dev
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -18,10 +19,10 @@ export RUST_TEST_THREADS ?= 2
 FEATURES := $(if $(filter-out 15,$(PG_MAJOR)),--no-default-features --features pg-tde/pg$(PG_MAJOR))
 
 PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG_MAJOR) \
-	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2
+	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2 sqlite3 libsqlite3-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench soak lint typecheck install install-files clean-scratch
+.PHONY: help setup build demo test bench soak lint typecheck install install-files install-sqlite-files clean-scratch
 
 help:
 	@echo "make setup     install what building and testing need (Debian packages; asks for root where needed)"
@@ -72,7 +73,7 @@ lint: setup
 typecheck: setup
 	pg-tde/typecheck.sh 16 17 18
 
-install: build install-files
+install: build install-files install-sqlite-files
 
 # Copies what was built. By rename: a running server keeps the file that it has mapped.
 install-files:
@@ -84,6 +85,18 @@ install-files:
 	for f in pg-tde/sql/pg_tde--*.sql; do put 644 "$$f" "$$ext/$${f##*/}"; done; \
 	put 755 "$(BUILD)/tde" "$(DESTDIR)$(PREFIX)/bin/tde"; \
 	echo "installed pg_tde into $$lib and $$ext, tde into $(DESTDIR)$(PREFIX)/bin"
+
+# The SQLite VFS: library, header, pkg-config file.
+install-sqlite-files:
+	@set -e; test -f "$(BUILD)/libtde_sqlite.so" || { echo "nothing built in $(BUILD): run 'make build'" >&2; exit 1; }; \
+	put() { mkdir -p "$$(dirname "$$3")"; install -m $$1 "$$2" "$$3.new"; mv -f "$$3.new" "$$3"; }; \
+	put 755 "$(BUILD)/libtde_sqlite.so" "$(DESTDIR)$(PREFIX)/lib/libtde_sqlite.so"; \
+	put 644 "$(BUILD)/libtde_sqlite.a" "$(DESTDIR)$(PREFIX)/lib/libtde_sqlite.a"; \
+	put 644 sqlite-vfs/include/tde_sqlite.h "$(DESTDIR)$(PREFIX)/include/tde_sqlite.h"; \
+	pc="$$(mktemp)"; trap 'rm -f "$$pc"' EXIT; \
+	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' sqlite-vfs/tde_sqlite.pc.in >"$$pc"; \
+	put 644 "$$pc" "$(DESTDIR)$(PREFIX)/lib/pkgconfig/tde_sqlite.pc"; \
+	echo "installed libtde_sqlite, tde_sqlite.h and tde_sqlite.pc below $(DESTDIR)$(PREFIX)"
 
 # Removes what failed tests left for inspection.
 clean-scratch:
