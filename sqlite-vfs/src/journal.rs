@@ -40,6 +40,10 @@
 
 mod fault;
 mod layout;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -244,9 +248,15 @@ impl Journal {
             buf.fill(0);
             return if kept { Err(fault(raw, JournalFault::Cut { offset: start })) } else { Ok(Read::Short) };
         }
-        if word(stored) != checksum(nonce, sealed) || number == 0 || number == lock_page {
+        let announces_name = number == 0 || number == lock_page;
+        if announces_name || word(stored) != checksum(nonce, sealed) {
             if kept {
                 return Err(fault(raw, JournalFault::RecordChanged { offset: start }));
+            }
+            if announces_name {
+                // No record: SQLite ends the rollback here, or reads a super-journal's name of this length.
+                buf.copy_from_slice(sealed);
+                return Ok(Read::Full);
             }
             buf.fill(0);
             self.checksum = Some((checksum_at, nonce.wrapping_add(1)));

@@ -36,6 +36,8 @@
 
 mod fault;
 mod split;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -245,4 +245,3 @@ pub(crate) fn checksum(nonce: u32, page: &[u8]) -> u32 {
     }
     sum
 }
-

@@ -197,4 +197,3 @@ fn put(bytes: &mut [u8], sums: [u32; 2]) {
 fn field(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(*bytes[at..].first_chunk().expect("every field lies within the header"))
 }
-

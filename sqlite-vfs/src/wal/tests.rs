@@ -1,0 +1,5 @@
+//! The WAL under SQLite's own sequences of reads and writes.
+
+mod faults;
+mod sequences;
+mod sqlite;
