@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Signal, getpid, kill_process};
 
-use crate::{Hsm, HsmError, Initialize, KeyAttributes, Pin, Rights, Role, Session};
+use crate::{Failures, Hsm, HsmError, Initialize, KeyAttributes, Pin, Rights, Role, Session};
 
 /// Number of the step at which a child of these tests dies.
 const DIE_AT: &str = "HSM_ENGINE_TEST_DIE_AT";
@@ -251,12 +251,14 @@ fn a_killed_attempt_counts() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("hsm");
     initialize(&dir).unwrap();
-    // Steps 0 to 4 write the counter; the next one would log the failure.
-    for _ in 0..3 {
-        assert!(dies_at(&dir, "wrong pin", 5));
+    // Steps 0 to 4 write the counter, 5 to 9 that the PIN was wrong; the next one would log the failure.
+    for step in [5, 5, 10] {
+        assert!(dies_at(&dir, "wrong pin", step));
     }
     let status = Hsm::open_dir(&dir).unwrap().status().unwrap();
     let user = status.users.iter().find(|u| u.name == "user").unwrap();
-    assert_eq!(user.failures, 3);
-    assert!(matches!(login(&dir, "user", USER_PIN), Err(HsmError::LockedUntil { failures: 3, .. })));
+    assert_eq!(user.failed, Failures { failures: 3, unfinished: 2 });
+    let error = login(&dir, "user", USER_PIN).unwrap_err();
+    assert!(matches!(error, HsmError::LockedUntil { failed, .. } if failed == user.failed));
+    assert!(error.to_string().contains("after 1 wrong PIN and 2 logins that did not finish"), "{error}");
 }

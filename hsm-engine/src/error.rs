@@ -8,7 +8,7 @@ use crate::pin::PinError;
 use crate::selftest::SelfTestError;
 use crate::store::StoreError;
 use crate::time::Timestamp;
-use crate::user::Role;
+use crate::user::{Failures, Role};
 
 /// Result of the engine's functions.
 pub type Result<T, E = HsmError> = std::result::Result<T, E>;
@@ -112,12 +112,12 @@ pub enum HsmError {
         user: String,
     },
     /// The PIN is not this user's.
-    #[error("wrong PIN for HSM user \"{user}\" ({failures} failed in a row){}", NextTry(*.not_before, *.locked))]
+    #[error("wrong PIN for HSM user \"{user}\" ({failed} in a row){}", NextTry(*.not_before, *.locked))]
     WrongPin {
         /// The user.
         user: String,
-        /// Wrong PINs in a row, this one included.
-        failures: u32,
+        /// Failed logins in a row, this one included.
+        failed: Failures,
         /// Earliest time of the next try, if there is a delay.
         not_before: Option<Timestamp>,
         /// Whether the user is now locked until an officer unlocks.
@@ -125,27 +125,27 @@ pub enum HsmError {
     },
     /// The user must wait; the PIN was not looked at and nothing was counted.
     #[error(
-        "HSM user \"{user}\" is locked until {until} after {failures} wrong PINs; wait, or let the crypto \
+        "HSM user \"{user}\" is locked until {until} after {failed}; wait, or let the crypto \
          officer run `tde hsm unlock {user}`"
     )]
     LockedUntil {
         /// The user.
         user: String,
-        /// Wrong PINs in a row.
-        failures: u32,
+        /// Failed logins in a row.
+        failed: Failures,
         /// Earliest time of the next try.
         until: Timestamp,
     },
     /// The user is locked until an officer unlocks; the PIN was not looked at.
     #[error(
-        "HSM user \"{user}\" is locked after {failures} wrong PINs; the crypto officer must run \
+        "HSM user \"{user}\" is locked after {failed}; the crypto officer must run \
          `tde hsm unlock {user}`"
     )]
     LockedHard {
         /// The user.
         user: String,
-        /// Wrong PINs in a row.
-        failures: u32,
+        /// Failed logins in a row.
+        failed: Failures,
     },
     /// The user's role does not include this.
     #[error("HSM user \"{user}\" is a {role} and may not {action}")]

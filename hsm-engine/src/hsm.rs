@@ -20,7 +20,7 @@ use crate::store::{FileStore, Store};
 use crate::time::Timestamp;
 use crate::transaction::{self, Core, LOCK_WAIT};
 use crate::uri::{DEFAULT_KEY, DEFAULT_USER, SoftUri};
-use crate::user::{self, LockState, PinCost, PinKdf, Rights, Role, SealFailure};
+use crate::user::{self, Failures, LockState, PinCost, PinKdf, Rights, Role, SealFailure};
 
 /// The officer's name where none is given.
 pub const DEFAULT_OFFICER: &str = "officer";
@@ -260,7 +260,7 @@ impl Hsm {
             created: record.created,
             pin_set: record.pin_set,
             pin_kdf: record.kdf,
-            failures: lockout.failures,
+            failed: lockout.failed(),
             lock: lockout.state(record.role, Timestamp::now()),
             name: record.name,
         })
@@ -301,8 +301,8 @@ pub struct UserStatus {
     pub pin_set: Timestamp,
     /// How the PIN becomes a key.
     pub pin_kdf: PinKdf,
-    /// Wrong PINs since the last right one.
-    pub failures: u32,
+    /// Logins that failed since the last good one.
+    pub failed: Failures,
     /// Whether the user may try a PIN now.
     pub lock: LockState,
 }

@@ -74,4 +74,4 @@ pub use session::{MAX_KEYS, Session};
 pub use store::FileStore;
 pub use time::Timestamp;
 pub use uri::{DEFAULT_KEY, DEFAULT_USER, SoftUri, UriError};
-pub use user::{LockState, PinCost, PinKdf, Rights, Role};
+pub use user::{Failures, LockState, PinCost, PinKdf, Rights, Role};

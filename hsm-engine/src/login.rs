@@ -2,9 +2,9 @@
 //!
 //! # Order, and what a crash leaves
 //! Under the user's lock:
-//! 1. the failure counter is written as if the PIN were wrong: one failure too many, until the next right PIN
+//! 1. the failure counter is written with one more login that did not finish: after a crash it stays, until the next right PIN
 //! 2. the PIN is verified
-//! 3. wrong: the failure is logged. Right: the counter is cleared, then the login is logged and the root written.
+//! 3. wrong: the counter says so, and the failure is logged. Right: the counter is cleared, then the login is logged and the root written.
 //!
 //! Locks are always taken in the order user, store.
 
@@ -106,7 +106,7 @@ fn check_known(core: &Core, root: &records::Root, user: &Object<records::User>) 
 fn count_attempt(core: &Core, name: &str, role: Role) -> Result<Object<records::Lockout>> {
     let old = read_lockout(core, name)?;
     let now = Timestamp::now();
-    let failures = old.value.failures;
+    let failed = old.value.failed();
     match old.value.state(role, now) {
         LockState::Open => {}
         LockState::Until(until) => {
@@ -114,9 +114,9 @@ fn count_attempt(core: &Core, name: &str, role: Role) -> Result<Object<records::
             if let Some(rebased) = old.value.rebased(now) {
                 write_lockout(core, name, &old.next(rebased))?;
             }
-            return Err(HsmError::LockedUntil { user: name.into(), failures, until });
+            return Err(HsmError::LockedUntil { user: name.into(), failed, until });
         }
-        LockState::Hard => return Err(HsmError::LockedHard { user: name.into(), failures }),
+        LockState::Hard => return Err(HsmError::LockedHard { user: name.into(), failed }),
     }
     let attempt = old.next(old.value.attempt(now));
     write_lockout(core, name, &attempt)?;
@@ -125,7 +125,10 @@ fn count_attempt(core: &Core, name: &str, role: Role) -> Result<Object<records::
 
 /// Step 3 for a wrong PIN: logs it and makes the error.
 fn wrong_pin(core: &Core, name: &str, role: Role, attempt: &Object<records::Lockout>) -> Result<HsmError> {
-    let failures = attempt.value.failures;
+    let attempt = attempt.next(attempt.value.verified());
+    write_lockout(core, name, &attempt)?;
+    let failed = attempt.value.failed();
+    let failures = failed.failures;
     let entry = Entry { user: name.into(), event: Event::LoginFailed { failures }, outcome: Outcome::Failed };
     let store = core.store();
     let _lock = store.lock(&lock_name(), LOCK_WAIT)?;
@@ -136,7 +139,7 @@ fn wrong_pin(core: &Core, name: &str, role: Role, attempt: &Object<records::Lock
         LockState::Until(t) => (Some(t), false),
         LockState::Hard => (None, true),
     };
-    Ok(HsmError::WrongPin { user: name.into(), failures, not_before, locked })
+    Ok(HsmError::WrongPin { user: name.into(), failed, not_before, locked })
 }
 
 pub(crate) fn lock_user(core: &Core, name: &str) -> Result<StoreLock> {

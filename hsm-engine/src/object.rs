@@ -281,12 +281,13 @@ mod tests {
     #[test]
     fn a_public_object_has_these_bytes() {
         let epoch = Timestamp::from_micros(0);
-        let payload = format::encode(&Lockout { failures: 1, last: epoch, not_before: epoch }).unwrap();
+        let payload =
+            format::encode(&Lockout { failures: 1, unfinished: 0, last: epoch, not_before: epoch }).unwrap();
         let bytes = finish(header(Kind::Lockout, 5, payload.len(), [0; 12]), &payload);
         assert_eq!(
             hex::encode(bytes),
-            "7464654801000300050000000000000014000000000000000000000000000000\
-             0100000000000000000000000000000000000000e5763fb5"
+            "7464654801000300050000000000000018000000000000000000000000000000\
+             010000000000000000000000000000000000000000000000ebd5bed9"
         );
     }
 

@@ -7,6 +7,7 @@
 //! # Lock-out
 //! Each user has a counter of its own, so a service that restarts in a loop with a wrong PIN locks nobody but its own
 //! user. The counter is written *before* the PIN is looked at; killing the process does not save an attempt.
+//! A login that was killed before it knew the PIN counts too, but as what it was ([`Failures`]).
 //! The first two failures cost nothing; after the third the next try must wait 5 seconds, and twice as long
 //! after each further one, up to 15 minutes. A try during the wait is refused without looking at the PIN, without
 //! counting and without an entry in the audit log. After 30 failures in a row (about five hours in a loop) a crypto
@@ -278,10 +279,31 @@ pub enum LockState {
     Hard,
 }
 
+/// Logins that failed in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failures {
+    /// All of them.
+    pub failures: u32,
+    /// Those that did not come to an end, because the process was killed: their PINs may have been right.
+    pub unfinished: u32,
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wrong = self.failures.saturating_sub(self.unfinished);
+        let plural = |n| if n == 1 { "" } else { "s" };
+        match (wrong, self.unfinished) {
+            (n, 0) => write!(f, "{n} wrong PIN{}", plural(n)),
+            (0, n) => write!(f, "{n} login{} that did not finish", plural(n)),
+            (n, m) => write!(f, "{n} wrong PIN{} and {m} login{} that did not finish", plural(n), plural(m)),
+        }
+    }
+}
+
 impl records::Lockout {
     pub(crate) fn cleared() -> Self {
         let epoch = Timestamp::from_micros(0);
-        Self { failures: 0, last: epoch, not_before: epoch }
+        Self { failures: 0, unfinished: 0, last: epoch, not_before: epoch }
     }
 
     pub(crate) fn state(&self, role: Role, now: Timestamp) -> LockState {
@@ -296,14 +318,26 @@ impl records::Lockout {
     /// After the clock was set back, the counter whose wait begins now; otherwise the wait would begin anew with every look.
     pub(crate) fn rebased(&self, now: Timestamp) -> Option<Self> {
         let not_before = now.plus(delay_after(self.failures));
-        (self.not_before > not_before).then_some(Self { failures: self.failures, last: now, not_before })
+        (self.not_before > not_before).then_some(Self { last: now, not_before, ..*self })
     }
 
-    /// The counter as it is written before a PIN is verified: as if it were wrong.
+    /// The counter as it is written before a PIN is verified: as if it were wrong, or never got that far.
     #[must_use]
     pub(crate) fn attempt(&self, now: Timestamp) -> Self {
         let failures = self.failures.saturating_add(1);
-        Self { failures, last: now, not_before: now.plus(delay_after(failures)) }
+        let unfinished = self.failed().unfinished.saturating_add(1);
+        Self { failures, unfinished, last: now, not_before: now.plus(delay_after(failures)) }
+    }
+
+    /// The counter after the PIN of its last attempt was found to be wrong.
+    #[must_use]
+    pub(crate) fn verified(&self) -> Self {
+        Self { unfinished: self.unfinished.saturating_sub(1), ..*self }
+    }
+
+    /// What failed. Whoever edits the record may claim more unfinished logins than failures.
+    pub(crate) fn failed(&self) -> Failures {
+        Failures { failures: self.failures, unfinished: self.unfinished.min(self.failures) }
     }
 }
 
@@ -336,6 +370,18 @@ mod tests {
         lockout = lockout.attempt(now);
         assert_eq!(lockout.state(Role::CryptoUser, now), LockState::Hard);
         assert_eq!(lockout.state(Role::CryptoOfficer, now), LockState::Until(now.plus(LONGEST_DELAY)));
+    }
+
+    #[test]
+    fn a_killed_login_is_not_called_a_wrong_pin() {
+        let now = Timestamp::from_micros(0);
+        let lockout = records::Lockout::cleared().attempt(now).verified().attempt(now).attempt(now);
+        assert_eq!(lockout.failed(), Failures { failures: 3, unfinished: 2 });
+        let say = |failures, unfinished| Failures { failures, unfinished }.to_string();
+        assert_eq!(say(3, 2), "1 wrong PIN and 2 logins that did not finish");
+        assert_eq!((say(1, 1), say(2, 0)), ("1 login that did not finish".into(), "2 wrong PINs".into()));
+        let edited = records::Lockout { unfinished: u32::MAX, ..lockout };
+        assert_eq!(edited.attempt(now).failed(), Failures { failures: 4, unfinished: 4 });
     }
 
     #[test]

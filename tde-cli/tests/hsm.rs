@@ -146,7 +146,7 @@ fn wrong_pins_lock_and_the_officer_unlocks() {
     for n in 1..=3 {
         let wrong = place.hsm("audit verify --store @hsm --pin-file @wrong");
         assert_eq!(wrong.code, 2);
-        assert!(wrong.err.contains(&format!("wrong PIN for HSM user \"user\" ({n} failed")), "{}", wrong.err);
+        assert!(wrong.err.contains(&format!("wrong PIN for HSM user \"user\" ({n} wrong PIN")), "{}", wrong.err);
     }
     let locked = place.hsm("audit verify --store @hsm --pin-file @pin");
     assert_eq!(locked.code, 2);

@@ -42,6 +42,8 @@ pub(crate) struct UserPublic {
 pub(crate) struct Lockout {
     /// Attempts since the last success.
     pub(crate) failures: u32,
+    /// Those among them that ended before the PIN was known to be wrong: whoever tried was killed.
+    pub(crate) unfinished: u32,
     /// Time of the last attempt.
     pub(crate) last: Timestamp,
     /// No attempt before this time.
@@ -192,8 +194,8 @@ mod tests {
     #[test]
     fn lockout() {
         pin(
-            &Lockout { failures: 3, last: T1, not_before: Timestamp::from_micros(9) },
-            &format!("03000000 {T1_HEX} 0900000000000000"),
+            &Lockout { failures: 3, unfinished: 2, last: T1, not_before: Timestamp::from_micros(9) },
+            &format!("03000000 02000000 {T1_HEX} 0900000000000000"),
         );
     }
 

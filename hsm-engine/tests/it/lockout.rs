@@ -2,21 +2,22 @@
 
 use std::time::Duration;
 
-use hsm_engine::{HsmError, LockState};
+use hsm_engine::{Failures, HsmError, LockState};
 
 use crate::support::{Fixture, OFFICER_PIN, USER_PIN, WRONG_PIN, fix_crc};
 
 fn failures(f: &Fixture, user: &str) -> (u32, LockState) {
     let status = f.hsm().status().unwrap();
     let user = status.users.iter().find(|u| u.name == user).unwrap();
-    (user.failures, user.lock)
+    (user.failed.failures, user.lock)
 }
 
 fn lock(f: &Fixture) {
     for n in 1..=3 {
         match f.login("user", WRONG_PIN) {
-            Err(HsmError::WrongPin { failures, not_before, locked, .. }) => {
-                assert_eq!((failures, not_before.is_some(), locked), (n, n == 3, false));
+            Err(HsmError::WrongPin { failed, not_before, locked, .. }) => {
+                assert_eq!(failed.unfinished, 0);
+                assert_eq!((failed.failures, not_before.is_some(), locked), (n, n == 3, false));
             }
             other => panic!("{other:?}"),
         }
@@ -43,7 +44,7 @@ fn the_third_wrong_pin_makes_even_the_right_one_wait() {
     let log = f.hsm().verify_audit(&mut |_| {}).unwrap().records;
     for text in [USER_PIN, WRONG_PIN, USER_PIN] {
         match f.login("user", text) {
-            Err(e @ HsmError::LockedUntil { failures: 3, .. }) => {
+            Err(e @ HsmError::LockedUntil { failed: Failures { failures: 3, unfinished: 0 }, .. }) => {
                 assert!(e.to_string().contains("tde hsm unlock user"), "{e}");
             }
             other => panic!("{other:?}"),

@@ -37,7 +37,10 @@ struct UserRow {
     role: String,
     pin: String,
     pin_set: String,
+    /// Logins since the last good one.
     failures: u32,
+    /// Those among them that were killed before the PIN was known.
+    unfinished: u32,
     /// `open`, `until` a time, or `locked` until the officer unlocks.
     lock: &'static str,
     locked_until: Option<String>,
@@ -97,7 +100,8 @@ impl View {
                 role: u.role.to_string(),
                 pin: u.pin_kdf.to_string(),
                 pin_set: u.pin_set.to_string(),
-                failures: u.failures,
+                failures: u.failed.failures,
+                unfinished: u.failed.unfinished,
                 lock,
                 locked_until: until,
             }
@@ -146,14 +150,24 @@ fn human(view: &View) -> String {
         ("Created", view.created.clone()),
         ("Audit log", audit),
     ]);
-    let mut users = table(&["user", "role", "PIN", "PIN set", "wrong PINs", "may log in"]);
+    let mut users =
+        table(&["user", "role", "PIN", "PIN set", "wrong PINs", "unfinished logins", "may log in"]);
     for u in &view.users {
         let lock = match (u.lock, &u.locked_until) {
             (_, Some(until)) => format!("from {until}"),
             ("open", None) => "yes".into(),
             _ => format!("no: tde hsm unlock {}", u.name),
         };
-        users.add_row([&u.name, &u.role, &u.pin, &u.pin_set, &u.failures.to_string(), &lock]);
+        let (wrong, unfinished) = (u.failures - u.unfinished, u.unfinished);
+        users.add_row([
+            &u.name,
+            &u.role,
+            &u.pin,
+            &u.pin_set,
+            &wrong.to_string(),
+            &unfinished.to_string(),
+            &lock,
+        ]);
     }
     text.push('\n');
     text.push_str(&lines(&users));
