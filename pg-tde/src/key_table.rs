@@ -330,6 +330,11 @@ impl KeyTable {
         Ok(Some(dek))
     }
 
+    /// Whether somebody has unwrapped the key of a line.
+    pub(crate) fn has_dek(&self, index: usize) -> bool {
+        self.entries[index].dek_present.load(Acquire) != 0
+    }
+
     /// Changes from which WAL position to which a line counts. The caller holds the writers' lock.
     pub(crate) fn set_range(&self, index: usize, start: u64, end: u64) {
         let entry = &self.entries[index];

@@ -96,6 +96,19 @@ pub(crate) fn regime_with_key(table: &'static KeyTable, relation: RelationId) ->
     Ok(regime)
 }
 
+/// Makes sure that the process that replays the WAL has the key before it makes a file: it can wait for the HSM, while the
+/// checkpointer, which may be the first to need the key of a new page (16 and later extend files without a page), cannot.
+///
+/// # Errors
+/// When the key cannot be had, and waiting does not help.
+pub(crate) fn key_for_redo(table: &'static KeyTable, relation: RelationId) -> Result<(), PageError> {
+    let regime = Process::with(table, |process| process.regime(relation))?;
+    match regime {
+        Regime::Line(line) if !table.has_dek(line.index) => Ok(keys::unwrap_line(table, line)?),
+        _ => Ok(()),
+    }
+}
+
 /// Decrypts a page that was just read into `page`.
 ///
 /// # Errors

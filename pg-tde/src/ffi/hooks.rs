@@ -153,12 +153,23 @@ unsafe extern "C-unwind" fn seal_page(
 /// # Safety
 /// `reln` is valid.
 #[pg_guard]
-unsafe extern "C-unwind" fn before_create(reln: SMgrRelation, is_redo: bool) {
+unsafe extern "C-unwind" fn before_create(reln: SMgrRelation, fork: ForkNumber::Type, is_redo: bool) {
     let Some(table) = tablespace::key_table() else { return };
     // SAFETY: the caller's promise.
     let relation = compat::relation_id(unsafe { &*reln });
+    if relation.tablespace < key_table::FIRST_USER_OID {
+        return;
+    }
     // `is_redo` is not always true in redo: vm_extend (access/heap/visibilitymap.c) says false there too.
-    if is_redo || server::in_redo() || relation.tablespace < key_table::FIRST_USER_OID {
+    if is_redo || server::in_redo() {
+        if let Err(error) = page_io::key_for_redo(table, relation) {
+            report::create_error(relation, &error);
+        }
+        return;
+    }
+    // The main fork is there, so the line is in the WAL and the tablespace is not empty. No lock may be taken here either:
+    // vm_extend and fsm_extend hold the relation's extension lock (lock.c asserts that it is the last one).
+    if matches!(fork_of(fork), Fork::Fsm | Fork::Vm) {
         return;
     }
     if let Err(error) = tablespace::before_create(table, relation) {
@@ -271,7 +282,7 @@ unsafe extern "C-unwind" fn create(reln: SMgrRelation, fork: ForkNumber::Type, i
     }
     // SAFETY: the arguments are passed on as they came.
     unsafe {
-        before_create(reln, is_redo);
+        before_create(reln, fork, is_redo);
         md::mdcreate(reln, fork, is_redo);
     }
 }
