@@ -223,6 +223,18 @@ pub enum KeyringError {
         /// Its permission bits.
         mode: u32,
     },
+    /// The HSM knows of a keyring where there is none.
+    #[error(
+        "there is no keyring in {path}, but the HSM remembers keyring {keyring} (generation {generation}) there: restore the directory from a backup, or run `tde keyring accept-restore --keyring {path}` if it is gone on purpose"
+    )]
+    Vanished {
+        /// The directory.
+        path: PathBuf,
+        /// The keyring that was there.
+        keyring: KeyringId,
+        /// The generation that the HSM saw last.
+        generation: u64,
+    },
     /// There is one already.
     #[error("{path} holds a keyring already; nothing was changed")]
     AlreadyExists {

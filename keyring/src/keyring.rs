@@ -78,7 +78,14 @@ pub struct Keyring {
 impl Keyring {
     /// Makes a keyring in `dir`, which must not hold one; the directory is made with mode 0700 if need be.
     /// Other files in it are left alone.
+    ///
+    /// # Errors
+    /// There is one, or there was: what the HSM remembers at this place is never replaced by an empty keyring.
     pub fn create(dir: &Path, owner: Owner, master: &dyn MasterKey) -> Result<Unlocked> {
+        // Before anything is made; and once more when nobody else can be making it.
+        if !dir.join("lines").exists() {
+            refuse_vanished(dir, master)?;
+        }
         let store = FileStore::create(dir)?;
         let lock = store.lock()?;
         if store.read_root()?.is_some() {
@@ -88,6 +95,7 @@ impl Keyring {
             let reason = "keyring.tde is missing but there are records; restore it from a backup";
             return Err(KeyringError::NotAKeyring { path: store.dir().into(), reason });
         }
+        refuse_vanished(store.dir(), master)?;
         let keyring = KeyringId(Uuid::from_bytes(random_uuid()?));
         let failed = |source| KeyringError::MasterKey { action: "make the key", keyring, source };
         let (keyring_key, wrapped) = master.generate_data_key().map_err(failed)?;
@@ -234,6 +242,17 @@ impl Keyring {
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keyring").field("dir", &self.store.dir()).field("info", &self.info()).finish()
+    }
+}
+
+fn refuse_vanished(dir: &Path, master: &dyn MasterKey) -> Result<()> {
+    // No keyring is there to be named in an error of the HSM's.
+    let keyring = KeyringId(Uuid::nil());
+    let failed = |source| KeyringError::MasterKey { action: "read the generations", keyring, source };
+    let known = master.generations_of_instance(InstanceId::of(dir)?).map_err(failed)?;
+    match known.first() {
+        Some(&(keyring, generation)) => Err(KeyringError::Vanished { path: dir.into(), keyring, generation }),
+        None => Ok(()),
     }
 }
 

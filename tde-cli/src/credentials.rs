@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
+use hsm_engine::pin_command::PinCommand;
 use hsm_engine::{Pin, PinError, SoftUri};
 use keyring::SoftHsm;
 use secret_mem::SecretBuf;
@@ -19,6 +21,9 @@ pub(crate) struct HsmArgs {
     /// File with the PIN of the HSM's user, readable by its owner only ("-" reads standard input)
     #[arg(long, env = "TDE_PIN_FILE", value_name = "FILE")]
     pub(crate) pin_file: Option<PathBuf>,
+    /// Command that prints the PIN; --pin-file counts first
+    #[arg(long, env = "TDE_PIN_COMMAND", value_name = "COMMAND", hide_env_values = true)]
+    pub(crate) pin_command: Option<String>,
 }
 
 /// The options do not say enough.
@@ -26,7 +31,9 @@ pub(crate) struct HsmArgs {
 pub(crate) enum MissingOption {
     #[error("which HSM? Give --hsm URI (or set TDE_HSM), such as --hsm soft:/var/lib/tde/hsm")]
     Hsm,
-    #[error("which PIN? Give --pin-file FILE (or set TDE_PIN_FILE), or run this on a terminal")]
+    #[error(
+        "which PIN? Give --pin-file FILE (or set TDE_PIN_FILE) or --pin-command, or run this on a terminal"
+    )]
     Pin,
     #[error("which keyring? Give --keyring DIR or set TDE_KEYRING")]
     Keyring,
@@ -43,15 +50,19 @@ impl HsmArgs {
     /// Logs in if an HSM was named.
     pub(crate) fn login_if_given(&self) -> Result<Option<SoftHsm>> {
         let Some(uri) = &self.hsm else { return Ok(None) };
-        let pin = self.pin(&format!("PIN of HSM user \"{}\": ", uri.user))?;
-        Ok(Some(SoftHsm::open(uri, &pin)?))
+        Ok(Some(SoftHsm::open(uri, &self.pin(uri)?)?))
     }
 
-    fn pin(&self, prompt: &str) -> Result<Pin> {
-        match &self.pin_file {
-            Some(path) => Ok(pin_from(path)?),
-            None => ask_pin(prompt),
+    /// The PIN for `uri`, from where the options say, or from the terminal.
+    pub(crate) fn pin(&self, uri: &SoftUri) -> Result<Pin> {
+        if let Some(path) = &self.pin_file {
+            return Ok(pin_from(path)?);
         }
+        let Some(command) = &self.pin_command else {
+            return ask_pin(&format!("PIN of HSM user \"{}\": ", uri.user));
+        };
+        let (setting, timeout) = ("the PIN command", Duration::from_secs(60));
+        Ok(PinCommand { setting, command, timeout, cancelled: &|| false, prepare: &|_| () }.run()?)
     }
 }
 

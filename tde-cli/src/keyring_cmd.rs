@@ -1,5 +1,7 @@
 //! `tde keyring`: what is in a keyring, whether it is whole, and the way back after a restore.
 
+mod manage;
+
 use std::path::Path;
 
 use clap::Subcommand;
@@ -12,6 +14,14 @@ use crate::{CliResult, Outcome};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Make an empty keyring for SQLite databases
+    Create(manage::CreateArgs),
+    /// Wrap every data key anew under the newest master-key version; no database is touched
+    Rewrap(manage::RewrapArgs),
+    /// Write a database's keys, wrapped, to a file that another keyring can take in
+    Export(manage::ExportArgs),
+    /// Take in a database's keys that another keyring exported
+    Import(manage::ImportArgs),
     /// Show a keyring's keys; without --hsm only what is not sealed
     List {
         #[command(flatten)]
@@ -37,6 +47,10 @@ pub(crate) enum Command {
 
 pub(crate) fn run(command: Command, output: &Output) -> CliResult {
     match command {
+        Command::Create(args) => manage::create(&args, output),
+        Command::Rewrap(args) => manage::rewrap(&args, output),
+        Command::Export(args) => manage::export(&args, output),
+        Command::Import(args) => manage::import(&args, output),
         Command::List { keyring, hsm } => list(&keyring, &hsm, output),
         Command::Verify { keyring, hsm } => verify(&keyring, &hsm, output),
         Command::AcceptRestore { keyring, hsm } => accept_restore(&keyring, &hsm, output),
@@ -154,7 +168,8 @@ impl From<&Scope> for ScopeRow {
             name,
             oid,
             cipher: scope.cipher.to_string(),
-            state: scope.state().to_string(),
+            // States are of tablespaces; a file is in use from the first.
+            state: if kind == "sqlite" { "in-use".into() } else { scope.state().to_string() },
             created: time(scope.created),
             record_version: scope.record_version,
             keys: keys.collect(),

@@ -21,7 +21,7 @@ use crate::output::Output;
 #[derive(Debug, Parser)]
 #[command(name = "tde", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 all is well, 1 a problem was found, 2 it could not be done.\n\
-    Environment: TDE_HSM, TDE_PIN_FILE and TDE_KEYRING stand in for the options of the same names.")]
+    Environment: TDE_HSM, TDE_PIN_FILE, TDE_PIN_COMMAND and TDE_KEYRING stand in for the options of the same names.")]
 struct Cli {
     /// Print JSON instead of tables
     #[arg(long, global = true)]
@@ -117,6 +117,7 @@ fn is_problem(error: &KeyringError) -> bool {
             | KeyringError::SealMismatch { .. }
             | KeyringError::ForeignKeyring { .. }
             | KeyringError::ForeignOwner { .. }
+            | KeyringError::Vanished { .. }
             | KeyringError::OldGeneration { .. }
             | KeyringError::RolledBack { .. }
             | KeyringError::LoosePermissions { .. }

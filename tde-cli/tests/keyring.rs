@@ -119,6 +119,118 @@ fn a_keyring_that_is_gone_for_good_makes_room_for_another() {
     assert!(nothing.err.contains("does not exist"), "{}", nothing.err);
 }
 
+fn file(id: u8) -> NewScope {
+    let kind = ScopeKind::SqliteFile { file_id: [id; 12] };
+    NewScope { kind, cipher: CipherId::Aes256GcmSiv, initial: None }
+}
+
+#[test]
+fn a_keyring_for_files_is_made_once_and_shows_its_files() {
+    let bench = Bench::new();
+    let ring = bench.path("ring");
+    let directory = ring.to_str().unwrap();
+    let create = || bench.tde_with_pin(&["keyring", "create", "--keyring", directory]);
+    let made = create();
+    assert_eq!(made.code, 0, "{}", made.err);
+    let again = create();
+    assert_eq!(again.code, 2);
+    assert!(again.err.contains("holds a keyring already"), "{}", again.err);
+    let hsm = bench.login();
+    Keyring::open(&ring).unwrap().unlock(&hsm).unwrap().add_scope(file(0xAB), &hsm).unwrap();
+    drop(hsm);
+    let list = bench.tde_with_pin(&["keyring", "list", "--keyring", directory]);
+    for part in ["single files", "sqlite", "abababababababababababab", "aes-256-gcm-siv", "in-use", "active"]
+    {
+        assert!(list.out.contains(part), "{part} in {}", list.out);
+    }
+    fs::remove_dir_all(&ring).unwrap();
+    let vanished = create();
+    assert_eq!(vanished.code, 1);
+    assert!(vanished.err.contains("accept-restore"), "{}", vanished.err);
+    assert!(!ring.join("keyring.tde").exists());
+}
+
+#[test]
+fn rewrapping_changes_every_wrapping_and_no_key() {
+    let bench = Bench::new();
+    let ring = bench.path("ring");
+    let directory = ring.to_str().unwrap();
+    let hsm = bench.login();
+    let keyring = Keyring::create(&ring, Owner::Files, &hsm).unwrap();
+    let deks: Vec<_> = (0..40).map(|id| keyring.add_scope(file(id), &hsm).unwrap().1).collect();
+    drop(hsm);
+    let done = bench.tde_with_pin(&["keyring", "rewrap", "--new-version", "--keyring", directory, "--json"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let json = done.json();
+    assert_eq!((json["rewrapped"].as_u64(), json["to"].as_u64()), (Some(40), Some(2)));
+    let again = bench.tde_with_pin(&["keyring", "rewrap", "--keyring", directory]);
+    assert!(again.out.contains("40 were already") && again.out.contains("No database"), "{}", again.out);
+    let hsm = bench.login();
+    for (id, dek) in (0..40).zip(&deks) {
+        let scope = keyring.find_sqlite_file(&[id; 12]).unwrap().unwrap();
+        assert_eq!(scope.oldest_master_version(), Some(2));
+        assert!(keyring.dek_of(&scope, keyring::KeyVersion(1), &hsm).unwrap().ct_eq(dek));
+    }
+    // A server's keyring is the server's.
+    let servers = bench.path("servers");
+    fill(&bench, &servers);
+    let refused = bench.tde_with_pin(&["keyring", "rewrap", "--keyring", servers.to_str().unwrap()]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("PostgreSQL cluster"), "{}", refused.err);
+}
+
+#[test]
+fn a_files_keys_move_to_a_keyring_under_another_hsm() {
+    let (here, there) = (Bench::new(), Bench::new());
+    let (source, target) = (here.path("ring"), there.path("ring"));
+    let hsm = here.login();
+    let keyring = Keyring::create(&source, Owner::Files, &hsm).unwrap();
+    let (_, dek) = keyring.add_scope(file(7), &hsm).unwrap();
+    let (from, to) = (source.to_str().unwrap(), target.to_str().unwrap());
+    let id = "07".repeat(12);
+    let export = here.path("export").display().to_string();
+    let exported = here.tde_with_pin(&["keyring", "export", &id, "--output", &export, "--keyring", from]);
+    assert_eq!(exported.code, 0, "{}", exported.err);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&export).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let twice = here.tde_with_pin(&["keyring", "export", "1", "--output", &export, "--keyring", from]);
+    assert_eq!(twice.code, 2, "never overwritten");
+    let unknown = here.path("other").display().to_string();
+    let unknown =
+        here.tde_with_pin(&["keyring", "export", &"08".repeat(12), "--output", &unknown, "--keyring", from]);
+    assert!(unknown.code == 2 && unknown.err.contains("no keys of file 0808"), "{}", unknown.err);
+
+    assert_eq!(there.tde_with_pin(&["keyring", "create", "--keyring", to]).code, 0);
+    let import = |more: &[&str]| {
+        let arguments = [&["keyring", "import", &export, "--keyring", to], more].concat();
+        there.tde_with_pin(&arguments)
+    };
+    let refused = import(&[]);
+    assert!(refused.code == 2 && refused.err.contains("wrapped under master key"), "{}", refused.err);
+    let (uri, pin) = (here.uri.to_string(), here.path("pin").display().to_string());
+    let done = import(&["--from-hsm", &uri, "--from-pin-file", &pin]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let hsm = there.login();
+    let keyring = Keyring::open(&target).unwrap().unlock(&hsm).unwrap();
+    let scope = keyring.find_sqlite_file(&[7; 12]).unwrap().unwrap();
+    assert!(keyring.dek_of(&scope, keyring::KeyVersion(1), &hsm).unwrap().ct_eq(&dek));
+    let again = import(&["--from-hsm", &uri, "--from-pin-file", &pin]);
+    assert!(again.code == 0 && again.out.contains("nothing new"), "{}", again.out);
+}
+
+#[test]
+fn the_pin_comes_from_a_command() {
+    let bench = Bench::new();
+    let ring = bench.path("ring");
+    let command = format!("cat {}", bench.path("pin").display());
+    let uri = bench.uri.to_string();
+    let base = ["keyring", "create", "--keyring", ring.to_str().unwrap(), "--hsm", &uri, "--pin-command"];
+    let failed = tde(&[&base[..], &["exit 4"]].concat());
+    assert!(failed.code == 2 && failed.err.contains("the PIN command failed"), "{}", failed.err);
+    let done = tde(&[&base[..], &[command.as_str()]].concat());
+    assert_eq!(done.code, 0, "{}", done.err);
+}
+
 #[test]
 fn what_cannot_be_done_says_how_it_could() {
     let bench = Bench::new();

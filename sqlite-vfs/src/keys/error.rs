@@ -73,19 +73,6 @@ pub enum KeysError {
         /// The directory.
         dir: PathBuf,
     },
-    /// The directory has no keyring, but the HSM knows of one there.
-    #[error(
-        "there is no keyring in {}, but the HSM remembers keyring {keyring} (generation {generation}) there: restore the directory from a backup, or run `tde keyring accept-restore --keyring {}` if it is gone on purpose",
-        dir.display(), dir.display()
-    )]
-    Vanished {
-        /// The directory.
-        dir: PathBuf,
-        /// The keyring's id.
-        keyring: String,
-        /// Its generation.
-        generation: u64,
-    },
     /// No setting names a keyring.
     #[error("no key: no keyring is configured; add keyring=DIR to the URI or set TDE_KEYRING")]
     NoKeyring,
@@ -161,7 +148,6 @@ impl KeysError {
             Self::KeyWrong { .. } => Reason::KeyWrong,
             Self::Keyring(error) => reason_of(error),
             Self::NoEntry { .. } | Self::NoKeyringThere { .. } => Reason::NoEntry,
-            Self::Vanished { .. } => Reason::Keyring,
             Self::Ambiguous { .. }
             | Self::WhichKeyring { .. }
             | Self::NoKeyring

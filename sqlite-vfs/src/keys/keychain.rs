@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use keyring::{
-    Dek, KeyVersion, Keyring, KeyringError, LineNumber, MasterKey, NewScope, Owner, Scope, ScopeKind,
-    Unlocked,
+    Dek, KeyVersion, Keyring, KeyringError, LineNumber, NewScope, Owner, Scope, ScopeKind, Unlocked,
 };
 use lru::LruCache;
 use page_cipher::CipherId;
@@ -221,26 +220,11 @@ pub(super) fn open_keyring(dir: &Path, hsm: &HsmDoor) -> Result<Option<Unlocked>
     hsm.with(|session| Keyring::open(dir)?.unlock(session)).map(Some)
 }
 
-/// Makes the keyring in `dir`, unless the HSM knows of one there: one that vanished is never replaced by an empty one.
+/// Makes the keyring in `dir`, unless another process was faster.
 pub(super) fn create_keyring(dir: &Path, hsm: &HsmDoor) -> Result<Unlocked, KeysError> {
-    let instance = keyring::InstanceId::of(dir)?;
     let session = hsm.session()?;
-    let known = session.generations_of_instance(instance).map_err(|source| {
-        let keyring = keyring::KeyringId(Default::default());
-        KeysError::from(KeyringError::MasterKey { action: "read the generations", keyring, source })
-    })?;
-    if let Some((keyring, generation)) = known.first() {
-        // Another process may have made it since.
-        if let Some(unlocked) = open_keyring(dir, hsm)? {
-            return Ok(unlocked);
-        }
-        let (dir, keyring) = (dir.into(), keyring.to_string());
-        return Err(KeysError::Vanished { dir, keyring, generation: *generation });
-    }
     match Keyring::create(dir, Owner::Files, &*session) {
-        Err(KeyringError::AlreadyExists { .. }) => {
-            Ok(hsm.with(|session| Keyring::open(dir)?.unlock(session))?)
-        }
+        Err(KeyringError::AlreadyExists { .. }) => hsm.with(|session| Keyring::open(dir)?.unlock(session)),
         made => Ok(made?),
     }
 }

@@ -60,7 +60,7 @@ impl Bench {
 pub fn tde(arguments: &[&str]) -> Done {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tde"));
     command.args(arguments);
-    for variable in ["TDE_HSM", "TDE_KEYRING", "TDE_PIN_FILE", "PGDATA"] {
+    for variable in ["TDE_HSM", "TDE_KEYRING", "TDE_PIN_FILE", "TDE_PIN_COMMAND", "PGDATA"] {
         command.env_remove(variable);
     }
     let Output { status, stdout, stderr } = command.stdin(std::process::Stdio::null()).output().unwrap();
