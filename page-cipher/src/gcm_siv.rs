@@ -3,11 +3,12 @@
 //! A nonce used twice shows whether two plaintexts with the same associated data are equal, and nothing else.
 //! Nonces are chosen at random by the caller.
 
-use aes_gcm_siv::aead::array::Array;
-use aes_gcm_siv::aead::{AeadInOut, KeyInit};
+mod portable;
+
 use secret_mem::{LockedBox, SecretBytes};
 use zeroize::Zeroize;
 
+use crate::kernel::{self, Kernel};
 use crate::{CipherId, LengthError};
 
 /// Length of a nonce in bytes.
@@ -20,8 +21,10 @@ pub const MAX_LEN: u64 = 1 << 36;
 /// AES-256-GCM-SIV with an expanded key in locked memory.
 #[derive(Debug)]
 pub struct Aes256GcmSiv {
-    cipher: LockedBox<aes_gcm_siv::Aes256GcmSiv>,
+    key: Key,
 }
+
+kernel::define_key!(gcm_siv::GcmSiv, 32);
 
 /// Data could not be opened. The buffer has been wiped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -38,7 +41,13 @@ pub enum OpenError {
 impl Aes256GcmSiv {
     /// Expands a key.
     pub fn new(key: &SecretBytes<32>) -> Self {
-        Self { cipher: LockedBox::new_with(|| aes_gcm_siv::Aes256GcmSiv::new(key.expose().into())) }
+        Self { key: Key::best(key) }
+    }
+
+    /// Expands a key for one kernel, to compare kernels. `None` if that does not run here.
+    #[doc(hidden)]
+    pub fn with_kernel(kernel: Kernel, key: &SecretBytes<32>) -> Option<Self> {
+        Key::new(kernel, key).map(|key| Self { key })
     }
 
     /// Encrypts `data` in place and returns the tag that authenticates it together with `aad`, which stays in
@@ -52,12 +61,7 @@ impl Aes256GcmSiv {
         data: &mut [u8],
     ) -> Result<[u8; TAG_LEN], LengthError> {
         check_length(aad, data)?;
-        let nonce = Array::from(*nonce);
-        match self.cipher.encrypt_inout_detached(&nonce, aad, data.into()) {
-            Ok(tag) => Ok(tag.0),
-            // The crate's only reason to fail is a length that was checked above.
-            Err(aes_gcm_siv::aead::Error) => Err(length_error(data.len() as u64)),
-        }
+        Ok(kernel::with_key!(&self.key, key => key.seal(nonce, aad, data)))
     }
 
     /// Decrypts `data` in place if `tag` is right; otherwise wipes it, so that nothing unauthenticated can be
@@ -69,26 +73,20 @@ impl Aes256GcmSiv {
         data: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> Result<(), OpenError> {
-        let (nonce, tag) = (Array::from(*nonce), Array::from(*tag));
         let opened = match check_length(aad, data) {
-            Ok(()) => self
-                .cipher
-                .decrypt_inout_detached(&nonce, aad, (&mut *data).into(), &tag)
-                .map_err(|_| OpenError::NotAuthentic),
-            Err(error) => Err(error.into()),
+            Ok(()) if kernel::with_key!(&self.key, key => key.open(nonce, aad, data, tag)) => return Ok(()),
+            Ok(()) => OpenError::NotAuthentic,
+            Err(error) => error.into(),
         };
-        if opened.is_err() {
-            data.zeroize();
-        }
-        opened
+        data.zeroize();
+        Err(opened)
     }
 }
 
 fn check_length(aad: &[u8], data: &[u8]) -> Result<(), LengthError> {
-    let longest = aad.len().max(data.len()) as u64;
-    if longest > MAX_LEN { Err(length_error(longest)) } else { Ok(()) }
-}
-
-fn length_error(len: u64) -> LengthError {
-    LengthError { cipher: CipherId::Aes256GcmSiv, len, min: 0, max: MAX_LEN }
+    let len = aad.len().max(data.len()) as u64;
+    if len > MAX_LEN {
+        return Err(LengthError { cipher: CipherId::Aes256GcmSiv, len, min: 0, max: MAX_LEN });
+    }
+    Ok(())
 }

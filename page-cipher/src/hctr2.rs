@@ -10,26 +10,16 @@ mod portable;
 
 use secret_mem::{LockedBox, SecretBytes};
 
+use crate::kernel::{self, Kernel};
 use crate::{CipherId, LengthError};
 
 /// AES-256-HCTR2 with an expanded key in locked memory.
 #[derive(Debug)]
 pub struct Aes256Hctr2 {
-    kernel: LockedBox<Kernel>,
+    key: Key,
 }
 
-/// The implementations that may serve on this machine. All give the same bytes; `Aes256Hctr2::new` picks the
-/// fastest.
-enum Kernel {
-    Portable(portable::Hctr2),
-}
-
-/// Encrypt or decrypt.
-#[derive(Clone, Copy)]
-enum Direction {
-    Encrypt,
-    Decrypt,
-}
+kernel::define_key!(hctr2::Hctr2, 32);
 
 impl Aes256Hctr2 {
     /// Shortest data, in bytes: one block of AES.
@@ -37,29 +27,37 @@ impl Aes256Hctr2 {
 
     /// Expands a key.
     pub fn new(key: &SecretBytes<32>) -> Self {
-        let kernel = LockedBox::new_with(|| Kernel::Portable(portable::Hctr2::new(key.expose())));
-        Self { kernel }
+        Self { key: Key::best(key) }
+    }
+
+    /// Expands a key for one kernel, to compare kernels. `None` if that does not run here.
+    #[doc(hidden)]
+    pub fn with_kernel(kernel: Kernel, key: &SecretBytes<32>) -> Option<Self> {
+        Key::new(kernel, key).map(|key| Self { key })
     }
 
     /// Encrypts `data` in place under `tweak`, which may have any length.
     pub fn encrypt(&self, tweak: &[u8], data: &mut [u8]) -> Result<(), LengthError> {
-        self.run(Direction::Encrypt, tweak, data)
+        let (m, n) = split(data)?;
+        kernel::with_key!(&self.key, key => key.encrypt(tweak, m, n));
+        Ok(())
     }
 
     /// Decrypts `data` in place under `tweak`.
     pub fn decrypt(&self, tweak: &[u8], data: &mut [u8]) -> Result<(), LengthError> {
-        self.run(Direction::Decrypt, tweak, data)
-    }
-
-    fn run(&self, direction: Direction, tweak: &[u8], data: &mut [u8]) -> Result<(), LengthError> {
-        let len = data.len() as u64;
-        let Some((head, tail)) = data.split_first_chunk_mut() else {
-            let (min, max) = (Self::MIN_LEN as u64, u64::MAX);
-            return Err(LengthError { cipher: CipherId::Aes256Hctr2, len, min, max });
-        };
-        match &*self.kernel {
-            Kernel::Portable(hctr2) => hctr2.run(direction, tweak, head, tail),
-        }
+        let (m, n) = split(data)?;
+        kernel::with_key!(&self.key, key => key.decrypt(tweak, m, n));
         Ok(())
     }
+}
+
+/// The first block and the rest: M and N of the paper.
+fn split(data: &mut [u8]) -> Result<(&mut [u8; 16], &mut [u8]), LengthError> {
+    let len = data.len() as u64;
+    data.split_first_chunk_mut().ok_or(LengthError {
+        cipher: CipherId::Aes256Hctr2,
+        len,
+        min: Aes256Hctr2::MIN_LEN as u64,
+        max: u64::MAX,
+    })
 }

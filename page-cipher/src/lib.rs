@@ -30,15 +30,17 @@
 //! assert_eq!(page, plain);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod gcm_siv;
 pub mod hctr2;
 mod id;
 pub mod kdf;
+mod kernel;
 mod length;
 pub mod pg;
 pub mod xts;
 
 pub use id::{CipherId, UnknownCipherId, UnknownCipherName};
+pub use kernel::Kernel;
 pub use length::LengthError;

@@ -4,26 +4,20 @@
 //! garbles only the blocks it touches, and who sees two ciphertexts under one tweak learns which blocks are
 //! equal. Data whose length is no multiple of 16 has its last two blocks joined by ciphertext stealing.
 
-use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
-use aes::{Aes256, Aes256Enc, Block};
+mod portable;
+
 use secret_mem::{LockedBox, SecretBytes};
-use zeroize::{Zeroize, optimization_barrier};
 
+use crate::kernel::{self, Kernel};
 use crate::{CipherId, LengthError};
-
-/// Blocks handed to AES at a time: as many as the widest implementation in `aes` encrypts at once.
-const BATCH: usize = 64;
 
 /// AES-256-XTS with expanded keys in locked memory.
 #[derive(Debug)]
 pub struct Aes256Xts {
-    keys: LockedBox<Keys>,
+    key: Key,
 }
 
-struct Keys {
-    data: Aes256,
-    tweak: Aes256Enc,
-}
+kernel::define_key!(xts::Xts, 64);
 
 /// The two halves of an XTS key are equal, which the standards forbid because it weakens the cipher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -38,58 +32,37 @@ impl Aes256Xts {
 
     /// Expands a key: the first half encrypts the data, the second half the tweak.
     pub fn new(key: &SecretBytes<64>) -> Result<Self, EqualKeyHalves> {
-        let (halves, _) = key.expose().as_chunks::<32>();
-        // The outcome of this comparison says nothing about a key that is used afterwards.
-        if halves[0] == halves[1] {
-            return Err(EqualKeyHalves);
-        }
-        let keys = LockedBox::new_with(|| Keys {
-            data: Aes256::new((&halves[0]).into()),
-            tweak: Aes256Enc::new((&halves[1]).into()),
-        });
-        Ok(Self { keys })
+        check_key(key)?;
+        Ok(Self { key: Key::best(key) })
+    }
+
+    /// Expands a key for one kernel, to compare kernels. `None` if that does not run here.
+    #[doc(hidden)]
+    pub fn with_kernel(kernel: Kernel, key: &SecretBytes<64>) -> Result<Option<Self>, EqualKeyHalves> {
+        check_key(key)?;
+        Ok(Key::new(kernel, key).map(|key| Self { key }))
     }
 
     /// Encrypts `data` in place under `tweak`, the "data unit number" of the standards in little-endian
     /// bytes.
     pub fn encrypt(&self, tweak: &[u8; 16], data: &mut [u8]) -> Result<(), LengthError> {
         check_length(data)?;
-        let mut mask = self.first_mask(tweak);
-        let aes = &self.keys.data;
-        let (blocks, rest) = Array::slice_as_chunks_mut(data);
-        mask = for_batches(blocks, mask, |batch| aes.encrypt_blocks(batch));
-        if let Some(last) = blocks.last_mut()
-            && !rest.is_empty()
-        {
-            swap_tail(last, rest);
-            for_batches(core::slice::from_mut(last), mask, |batch| aes.encrypt_blocks(batch));
-        }
+        kernel::with_key!(&self.key, key => key.encrypt(tweak, data));
         Ok(())
     }
 
     /// Decrypts `data` in place under `tweak`.
     pub fn decrypt(&self, tweak: &[u8; 16], data: &mut [u8]) -> Result<(), LengthError> {
         check_length(data)?;
-        let mut mask = self.first_mask(tweak);
-        let aes = &self.keys.data;
-        let (blocks, rest) = Array::slice_as_chunks_mut(data);
-        if rest.is_empty() {
-            for_batches(blocks, mask, |batch| aes.decrypt_blocks(batch));
-        } else if let Some((last, before)) = blocks.split_last_mut() {
-            mask = for_batches(before, mask, |batch| aes.decrypt_blocks(batch));
-            // Stealing used the masks of the last two blocks in the opposite order.
-            for_batches(core::slice::from_mut(last), times_x(mask), |batch| aes.decrypt_blocks(batch));
-            swap_tail(last, rest);
-            for_batches(core::slice::from_mut(last), mask, |batch| aes.decrypt_blocks(batch));
-        }
+        kernel::with_key!(&self.key, key => key.decrypt(tweak, data));
         Ok(())
     }
+}
 
-    fn first_mask(&self, tweak: &[u8; 16]) -> u128 {
-        let mut block = Block::from(*tweak);
-        self.keys.tweak.encrypt_block(&mut block);
-        u128::from_le_bytes(block.0)
-    }
+fn check_key(key: &SecretBytes<64>) -> Result<(), EqualKeyHalves> {
+    let (halves, _) = key.expose().as_chunks::<32>();
+    // The outcome of this comparison says nothing about a key that is used afterwards.
+    if halves[0] == halves[1] { Err(EqualKeyHalves) } else { Ok(()) }
 }
 
 fn check_length(data: &[u8]) -> Result<(), LengthError> {
@@ -98,62 +71,4 @@ fn check_length(data: &[u8]) -> Result<(), LengthError> {
     }
     let (min, max) = (Aes256Xts::MIN_LEN as u64, Aes256Xts::MAX_LEN as u64);
     Err(LengthError { cipher: CipherId::Aes256Xts, len: data.len() as u64, min, max })
-}
-
-/// Applies `cipher` between two XORs with the masks of the blocks; returns the mask of the block that would
-/// follow.
-fn for_batches(blocks: &mut [Block], first: u128, cipher: impl Fn(&mut [Block])) -> u128 {
-    let mut masks = [first; BATCH];
-    for i in 1..blocks.len().min(BATCH) {
-        masks[i] = times_x(masks[i - 1]);
-    }
-    let mut following = first;
-    let (batches, rest) = blocks.as_chunks_mut::<BATCH>();
-    for batch in batches {
-        xor_masks(batch, &masks);
-        cipher(batch);
-        xor_masks(batch, &masks);
-        following = times_x(masks[BATCH - 1]);
-        masks = masks.map(times_x64);
-    }
-    if let Some(last) = rest.len().checked_sub(1) {
-        // A whole batch: the blocks of a partial one would be encrypted one by one, which takes longer.
-        let mut batch = [Block::default(); BATCH];
-        batch[..=last].copy_from_slice(rest);
-        xor_masks(&mut batch, &masks);
-        cipher(&mut batch);
-        xor_masks(&mut batch, &masks);
-        rest.copy_from_slice(&batch[..=last]);
-        following = times_x(masks[last]);
-        batch.fill(Block::default());
-        optimization_barrier(&batch);
-    }
-    masks.zeroize();
-    following
-}
-
-fn xor_masks(blocks: &mut [Block; BATCH], masks: &[u128; BATCH]) {
-    for (block, mask) in blocks.iter_mut().zip(masks) {
-        *block = Block::from((u128::from_le_bytes(block.0) ^ mask).to_le_bytes());
-    }
-}
-
-/// Multiplies by x in GF(2^128), modulus x^128 + x^7 + x^2 + x + 1, without a branch on the mask.
-fn times_x(mask: u128) -> u128 {
-    (mask << 1) ^ (0x87 * (mask >> 127))
-}
-
-/// Multiplies by x^64, for the mask of the same place in the next batch: steps that do not wait for each
-/// other.
-fn times_x64(mask: u128) -> u128 {
-    let high = mask >> 64;
-    (mask << 64) ^ high ^ (high << 1) ^ (high << 2) ^ (high << 7)
-}
-
-const _: () = assert!(BATCH == 64, "times_x64 steps over one batch");
-
-/// Exchanges `rest` with as many bytes at the start of `block`.
-fn swap_tail(block: &mut Block, rest: &mut [u8]) {
-    let len = rest.len();
-    block[..len].swap_with_slice(rest);
 }

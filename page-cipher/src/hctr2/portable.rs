@@ -10,8 +10,6 @@ use polyval::Polyval;
 use polyval::universal_hash::UniversalHash;
 use zeroize::{Zeroize, optimization_barrier};
 
-use super::Direction;
-
 /// Blocks of keystream made at a time: as many as the widest implementation in `aes` encrypts at once.
 const BATCH: usize = 64;
 
@@ -33,16 +31,22 @@ impl Hctr2 {
         Self { aes, hash: Polyval::new(&hash_key), l: u128::from_le_bytes(l.0) }
     }
 
-    /// Encrypts or decrypts `m || n` in place. Decryption differs only in the direction of the one call of
-    /// AES on M.
-    pub(super) fn run(&self, direction: Direction, tweak: &[u8], m: &mut [u8; 16], n: &mut [u8]) {
+    /// Encrypts `m || n` in place.
+    pub(super) fn encrypt(&self, tweak: &[u8], m: &mut [u8; 16], n: &mut [u8]) {
+        self.run(tweak, m, n, |block| self.aes.encrypt_block(block));
+    }
+
+    /// Decrypts `m || n` in place.
+    pub(super) fn decrypt(&self, tweak: &[u8], m: &mut [u8; 16], n: &mut [u8]) {
+        self.run(tweak, m, n, |block| self.aes.decrypt_block(block));
+    }
+
+    /// Decryption differs from encryption only in the direction of the one call of AES on M.
+    fn run(&self, tweak: &[u8], m: &mut [u8; 16], n: &mut [u8], aes: impl FnOnce(&mut Block)) {
         let tweaked = self.hash_tweak(tweak, n.len());
         let mm = u128::from_le_bytes(*m) ^ hash_message(tweaked.clone(), n);
         let mut block = Block::from(mm.to_le_bytes());
-        match direction {
-            Direction::Encrypt => self.aes.encrypt_block(&mut block),
-            Direction::Decrypt => self.aes.decrypt_block(&mut block),
-        }
+        aes(&mut block);
         let uu = u128::from_le_bytes(block.0);
         self.xctr(mm ^ uu ^ self.l, n);
         *m = (uu ^ hash_message(tweaked, n)).to_le_bytes();

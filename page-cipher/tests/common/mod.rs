@@ -8,8 +8,8 @@ pub(crate) mod rfc8452;
 
 use std::path::{Path, PathBuf};
 
-use page_cipher::CipherId;
 use page_cipher::pg::Page;
+use page_cipher::{CipherId, Kernel};
 use secret_mem::SecretBytes;
 use serde_json::Value;
 
@@ -21,6 +21,11 @@ pub(crate) fn secret<const N: usize>(bytes: &[u8]) -> SecretBytes<N> {
     let mut secret = SecretBytes::zeroed();
     secret.expose_mut().copy_from_slice(bytes);
     secret
+}
+
+/// All kernels that this processor can run.
+pub(crate) fn kernels() -> impl Iterator<Item = Kernel> + Clone {
+    Kernel::ALL.into_iter().filter(|kernel| kernel.is_available())
 }
 
 /// A file of published vectors that is not part of the project.
