@@ -14,6 +14,7 @@ mod journal;
 pub mod keys;
 mod main_db;
 mod nonce;
+pub mod offline;
 mod raw;
 mod status;
 mod temp;
