@@ -45,6 +45,8 @@ extern "C" {
 #define TDE_SQLITE_JOURNAL          0xDF  /* a rollback journal cannot be used */
 #define TDE_SQLITE_WAL              0xE0  /* a WAL cannot be used */
 #define TDE_SQLITE_SYSTEM           0xE1  /* the system refused something that safety depends on */
+#define TDE_SQLITE_NO_ENTRY         0xE2  /* no keyring has an entry for the file */
+#define TDE_SQLITE_HSM_REFUSED      0xE3  /* wrong PIN, locked user, or no right to use the key */
 
 /*
 ** Gives the PIN of the HSM whose URI is passed: writes it to buffer, which has capacity bytes and is wiped afterwards,

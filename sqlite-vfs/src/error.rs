@@ -337,3 +337,41 @@ impl VfsError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Reason;
+
+    #[test]
+    fn the_c_header_has_the_same_numbers() {
+        let header = include_str!("../include/tde_sqlite.h");
+        let reasons = [
+            ("KEY_MISSING", Reason::KeyMissing),
+            ("KEY_WRONG", Reason::KeyWrong),
+            ("KEY_DESTROYED", Reason::KeyDestroyed),
+            ("HSM_AWAY", Reason::HsmAway),
+            ("NOT_AUTHENTIC", Reason::NotAuthentic),
+            ("TORN", Reason::Torn),
+            ("PLAINTEXT_FILE", Reason::PlaintextFile),
+            ("NOT_OURS", Reason::NotOurs),
+            ("KEYRING", Reason::Keyring),
+            ("CONFIG", Reason::Config),
+            ("FORKED", Reason::Forked),
+            ("UNSUPPORTED", Reason::Unsupported),
+            ("UNKNOWN_FORMAT", Reason::UnknownFormat),
+            ("PLAIN_TEMP", Reason::PlainTemp),
+            ("OTHER_FILE", Reason::OtherFile),
+            ("JOURNAL", Reason::Journal),
+            ("WAL", Reason::Wal),
+            ("SYSTEM", Reason::System),
+            ("NO_ENTRY", Reason::NoEntry),
+            ("HSM_REFUSED", Reason::HsmRefused),
+        ];
+        for (name, reason) in reasons {
+            let line = header.lines().find(|line| line.starts_with(&format!("#define TDE_SQLITE_{name} ")));
+            let number = format!("0x{:X}", reason as u8);
+            assert!(line.is_some_and(|line| line.contains(&number)), "{name} {number}");
+        }
+        assert_eq!(header.matches("  0xD").count() + header.matches("  0xE").count(), reasons.len());
+    }
+}

@@ -63,10 +63,6 @@ macro_rules! functions {
                 })
             }
         }
-
-        /// Names and indices in `sqlite3_api_routines`.
-        #[cfg(test)]
-        pub(super) const INDICES: &[(&str, usize)] = &[$((stringify!($name), $index),)*];
     };
 }
 
@@ -183,31 +179,55 @@ mod tests {
     use super::super::abi;
     use super::*;
 
+    /// What SQLite has handed to the extension below.
+    static TABLE: OnceLock<FunctionTable> = OnceLock::new();
+
+    unsafe extern "C" fn take_table(
+        _db: *mut sys::sqlite3,
+        _message: *mut *mut c_char,
+        routines: *const sys::sqlite3_api_routines,
+    ) -> c_int {
+        // SAFETY: SQLite calls with its table.
+        let table = unsafe { FunctionTable::from_routines(routines.cast()) };
+        c_int::from(table.map(|table| TABLE.set(table)).is_err())
+    }
+
     #[test]
-    fn indices_are_those_of_sqlite() {
-        macro_rules! check {
-            ($($name:ident),*) => {
-                vec![$((stringify!($name), offset_of!(sys::sqlite3_api_routines, $name) / size_of::<usize>()),)*]
+    fn functions_of_an_extension_are_those_of_sqlite() {
+        let mut db = core::ptr::null_mut();
+        // SAFETY: SQLite's documented use: a statically linked extension, a connection that is opened and closed.
+        unsafe {
+            assert_eq!(sys::sqlite3_auto_extension(Some(take_table)), 0);
+            assert_eq!(sys::sqlite3_open(c":memory:".as_ptr(), &raw mut db), 0);
+            assert_eq!(sys::sqlite3_close(db), 0);
+            sys::sqlite3_cancel_auto_extension(Some(take_table));
+        }
+        let table = TABLE.get().unwrap();
+        macro_rules! same {
+            ($($name:ident = $function:ident),*) => {
+                $(assert_eq!(
+                    table.$name.map(|f| f as *const ()),
+                    Some(sys::$function as *const ()),
+                    stringify!($name)
+                );)*
             };
         }
-        let theirs = check!(
-            libversion_number,
-            vfs_find,
-            vfs_register,
-            file_control,
-            db_name,
-            db_filename,
-            filename_database,
-            filename_journal,
-            filename_wal,
-            uri_parameter,
-            exec,
-            malloc64,
-            free,
-            log
+        same!(
+            libversion_number = sqlite3_libversion_number,
+            vfs_find = sqlite3_vfs_find,
+            vfs_register = sqlite3_vfs_register,
+            file_control = sqlite3_file_control,
+            db_name = sqlite3_db_name,
+            db_filename = sqlite3_db_filename,
+            filename_database = sqlite3_filename_database,
+            filename_journal = sqlite3_filename_journal,
+            filename_wal = sqlite3_filename_wal,
+            uri_parameter = sqlite3_uri_parameter,
+            exec = sqlite3_exec,
+            malloc64 = sqlite3_malloc64,
+            free = sqlite3_free,
+            log = sqlite3_log
         );
-        // bindgen names two members differently.
-        assert_eq!(INDICES, theirs);
     }
 
     #[test]

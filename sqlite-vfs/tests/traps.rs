@@ -1,0 +1,265 @@
+//! What has gone wrong in other products: each is refused or works.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use rusqlite::Connection;
+use rusqlite::backup::Backup;
+use rusqlite::ffi::ErrorCode;
+
+#[test]
+fn a_plaintext_database_is_refused_with_a_hint() {
+    let scratch = Scratch::new();
+    let plain = Connection::open(scratch.path("plain.db")).unwrap();
+    plain.execute_batch("CREATE TABLE t(x)").unwrap();
+    let error = scratch.open_with("plain.db", "").unwrap_err();
+    assert_eq!((primary(&error), reason(&error)), (Some(ErrorCode::NotADatabase), 0xD6));
+    let text = tde_rusqlite::last_error();
+    assert!(
+        text.contains("plaintext") && text.contains("tde sqlite encrypt") && text.contains("plain.db"),
+        "{text}"
+    );
+    // Nor through a keyring's other file.
+    let main = scratch.open("main.db");
+    let sql = format!("ATTACH '{}' AS plain", scratch.path("plain.db").display());
+    assert_eq!(reason(&main.execute_batch(&sql).unwrap_err()), 0xD6);
+}
+
+#[test]
+fn something_else_is_refused() {
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path("noise.db"), [0x5A; 8192]).unwrap();
+    assert_eq!(reason(&scratch.open_with("noise.db", "").unwrap_err()), 0xD7);
+    let mut later = [0; 8192];
+    later[..4].copy_from_slice(b"TDE\x02");
+    std::fs::write(scratch.path("later.db"), later).unwrap();
+    assert_eq!(reason(&scratch.open_with("later.db", "").unwrap_err()), 0xDC);
+    std::fs::write(scratch.path("zero.db"), [0; 8192]).unwrap();
+    assert_eq!(reason(&scratch.open_with("zero.db", "").unwrap_err()), 0xD5);
+}
+
+#[test]
+fn stock_sqlite_refuses_the_file_and_harms_nothing() {
+    let scratch = Scratch::new();
+    let db = scratch.open("a.db");
+    db.execute_batch("PRAGMA journal_mode=WAL").unwrap();
+    fill(&db, 300);
+    let before = (scratch.bytes("a.db"), scratch.bytes("a.db-wal"));
+    let stock = Connection::open(scratch.path("a.db")).unwrap();
+    let error = stock.execute_batch("SELECT * FROM sqlite_master").unwrap_err();
+    assert_eq!(primary(&error), Some(ErrorCode::NotADatabase));
+    drop(stock);
+    assert!((scratch.bytes("a.db"), scratch.bytes("a.db-wal")) == before);
+    assert_healthy(&db, 300);
+}
+
+#[test]
+fn the_page_size_cannot_be_changed_in_place() {
+    let scratch = Scratch::new();
+    let db = scratch.open("a.db");
+    fill(&db, 300);
+    let before = scratch.bytes("a.db");
+    let error = db.execute_batch("PRAGMA page_size=1024; VACUUM").unwrap_err();
+    assert_eq!(reason(&error), 0xDB);
+    assert!(tde_rusqlite::last_error().contains("VACUUM INTO"), "{}", tde_rusqlite::last_error());
+    assert!(scratch.bytes("a.db") == before, "VACUUM failed before it wrote");
+    drop(db);
+    let db = scratch.open("a.db");
+    assert_healthy(&db, 300);
+    assert_eq!(text(&db, "PRAGMA page_size"), "4096");
+}
+
+#[test]
+fn a_backup_from_plaintext_fails_and_stores_no_page() {
+    let scratch = Scratch::new();
+    let plain = Connection::open_in_memory().unwrap();
+    fill(&plain, 300);
+    let mut target = scratch.open("target.db");
+    let error =
+        Backup::new(&plain, &mut target).unwrap().run_to_completion(5, std::time::Duration::ZERO, None);
+    assert_eq!(reason(&error.unwrap_err()), 0xDB);
+    assert!(
+        tde_rusqlite::last_error().contains("reserved bytes")
+            || tde_rusqlite::last_error().contains("last 32")
+    );
+    drop(target);
+    assert!(!has(&scratch.bytes("target.db"), CANARY.as_bytes()));
+    // The other way round is a decryption, which the program asked for.
+    let source = scratch.open("source.db");
+    fill(&source, 100);
+    let mut plain = Connection::open(scratch.path("plain.db")).unwrap();
+    Backup::new(&source, &mut plain).unwrap().run_to_completion(50, std::time::Duration::ZERO, None).unwrap();
+    assert_eq!(text(&plain, "SELECT count(*) FROM t"), "100");
+}
+
+#[test]
+fn gaps_are_sealed_and_zeros_below_the_end_are_refused() {
+    let scratch = Scratch::new();
+    let db = scratch.open("a.db");
+    db.execute_batch(
+        "PRAGMA secure_delete=OFF; PRAGMA cache_size=1000; BEGIN; CREATE TABLE a(x); CREATE TABLE b(x);
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<100) INSERT INTO a SELECT zeroblob(4000) FROM n;
+         INSERT INTO b VALUES(1); DROP TABLE a; CREATE TABLE c AS SELECT zeroblob(9000); COMMIT",
+    )
+    .unwrap();
+    assert_eq!(text(&db, "PRAGMA tde_verify"), "ok");
+    let free: u32 = text(&db, "PRAGMA freelist_count").parse().unwrap();
+    assert!(free > 50, "pages that were never written");
+    let mut target = scratch.open("copy.db");
+    Backup::new(&db, &mut target).unwrap().run_to_completion(100, std::time::Duration::ZERO, None).unwrap();
+    assert_eq!(text(&target, "PRAGMA tde_verify"), "ok");
+    drop((db, target));
+
+    let mut bytes = scratch.bytes("a.db");
+    bytes[2 * 4096..3 * 4096].fill(0);
+    std::fs::write(scratch.path("a.db"), bytes).unwrap();
+    let db = scratch.open("a.db");
+    assert!(text(&db, "PRAGMA tde_verify").contains("page 3 was never written"));
+}
+
+#[test]
+fn temporary_files_of_a_plain_connection() {
+    let scratch = Scratch::new();
+    drop(scratch.open("a.db"));
+    let attach =
+        |extra: &str| format!("ATTACH '{}' AS enc; CREATE TABLE enc.t(x)", scratch.uri("a.db", extra));
+    for main in ["file::memory:", "file:plain.db?mode=memory"] {
+        let db = open(main).unwrap();
+        assert_eq!(reason(&db.execute_batch(&attach("")).unwrap_err()), 0xDD);
+        assert!(tde_rusqlite::last_error().contains("file::memory:?vfs=tde"));
+    }
+    open("file::memory:").unwrap().execute_batch(&attach("&plain_temp=1")).unwrap();
+    let db = open("file::memory:?vfs=tde").unwrap();
+    db.execute_batch(&format!("ATTACH '{}' AS enc; INSERT INTO enc.t VALUES(1)", scratch.uri("a.db", "")))
+        .unwrap();
+}
+
+#[test]
+fn every_changed_byte_of_a_page_is_noticed() {
+    let scratch = Scratch::new();
+    let db = scratch.open("a.db");
+    db.execute_batch("PRAGMA page_size=512").unwrap();
+    fill(&db, 20);
+    drop(db);
+    let good = scratch.bytes("a.db");
+    // Page 1's header, its body, its trailer; another page; a page in another's place.
+    let header = 16..40;
+    for at in header.chain([0x40, 0x100, 490, 495, 509, 511, 512, 700, 1023]) {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(scratch.path("bad.db"), &bad).unwrap();
+        let outcome = scratch.open_with("bad.db", "").and_then(|db| try_text(&db, "PRAGMA integrity_check"));
+        match outcome {
+            Ok(result) => assert_ne!(result, "ok", "byte {at}"),
+            Err(error) => assert!(matches!(reason(&error), 0xD0..=0xE3 | 0), "byte {at}: {error}"),
+        }
+        let rows =
+            scratch.open_with("bad.db", "").and_then(|db| try_text(&db, "SELECT group_concat(name) FROM t"));
+        assert!(rows.is_err() || rows.unwrap().matches(CANARY).count() == 20, "wrong rows after byte {at}");
+    }
+    let mut swapped = good.clone();
+    swapped[512..1024].copy_from_slice(&good[1024..1536]);
+    swapped[1024..1536].copy_from_slice(&good[512..1024]);
+    std::fs::write(scratch.path("bad.db"), swapped).unwrap();
+    let db = scratch.open("bad.db");
+    let report = text(&db, "PRAGMA tde_verify");
+    assert!(
+        report.contains("page 2 is not authentic") && report.contains("page 3 is not authentic"),
+        "{report}"
+    );
+    let error = try_text(&db, "SELECT count(*) FROM t").unwrap_err();
+    assert_eq!((primary(&error), reason(&error)), (Some(ErrorCode::SystemIoFailure), 0xD4));
+}
+
+#[test]
+fn a_file_without_its_keys() {
+    let scratch = Scratch::new();
+    let db = scratch.open("a.db");
+    fill(&db, 10);
+    drop(db);
+    let mut bytes = scratch.bytes("a.db");
+    bytes[4..16].copy_from_slice(&[9; 12]);
+    std::fs::write(scratch.path("a.db"), bytes).unwrap();
+    let error = scratch.open_with("a.db", "").unwrap_err();
+    assert_eq!((primary(&error), reason(&error)), (Some(ErrorCode::CannotOpen), 0xE2));
+}
+
+#[test]
+fn pins_do_not_come_from_uris() {
+    let scratch = Scratch::new();
+    assert_eq!(reason(&scratch.open_with("a.db", "&pin=1234").unwrap_err()), 0xD9);
+    assert_eq!(reason(&scratch.open_with("a.db", "&pin_command=id").unwrap_err()), 0xD9);
+}
+
+#[test]
+fn two_connections_make_one_database() {
+    let scratch = Scratch::new();
+    // Both find an empty file; the second sees the first one's id when it locks.
+    let (one, two) = (scratch.open("a.db"), scratch.open("a.db"));
+    one.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").unwrap();
+    two.execute_batch("INSERT INTO t VALUES(2)").unwrap();
+    assert_eq!(text(&one, "SELECT sum(x) FROM t"), "3");
+    // A first transaction that is rolled back leaves nothing that binds.
+    let (one, two) = (scratch.open("b.db"), scratch.open("b.db"));
+    one.execute_batch("PRAGMA cache_size=2; BEGIN; CREATE TABLE t(x);").unwrap();
+    one.execute_batch("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<100) INSERT INTO t SELECT zeroblob(3000) FROM n; ROLLBACK")
+        .unwrap();
+    two.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(2)").unwrap();
+    one.execute_batch("INSERT INTO t VALUES(1)").unwrap();
+    assert_eq!(text(&two, "SELECT sum(x) FROM t"), "3");
+}
+
+#[test]
+fn a_new_key_version_is_used_at_once() {
+    let scratch = Scratch::new();
+    let db = scratch.open("a.db");
+    fill(&db, 300);
+    let other = scratch.open("a.db");
+    assert_eq!(text(&other, "SELECT count(*) FROM t"), "300");
+    assert!(text(&db, "PRAGMA tde_rotate").contains("key version 2"));
+    db.execute_batch("INSERT INTO t(name) VALUES('new')").unwrap();
+    let versions = text(&db, "PRAGMA tde_key_version");
+    assert!(
+        versions.starts_with("active: 2\nversion 1: ") && versions.contains("\nversion 2: "),
+        "{versions}"
+    );
+    other.execute_batch("DELETE FROM t WHERE name='new'").unwrap();
+    db.execute_batch("VACUUM").unwrap();
+    let versions = text(&other, "PRAGMA tde_key_version");
+    assert!(!versions.contains("version 1:"), "{versions}");
+    assert_healthy(&other, 300);
+    let status = text(&db, "PRAGMA tde_status");
+    for line in ["state: encrypted", "cipher: aes-256-gcm-siv", "key_version: 2", "page_size: 4096"] {
+        assert!(status.contains(line), "{status}");
+    }
+}
+
+#[test]
+fn a_forked_child_must_open_anew() {
+    let scratch = Scratch::new();
+    let db = scratch.open("a.db");
+    fill(&db, 10);
+    let path = scratch.uri("child.db", "");
+    // SAFETY: the child uses SQLite and the allocator, which no other thread of this test program holds for long, and
+    // leaves with _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            // Reading is harmless, writing would repeat nonces.
+            let error =
+                db.execute_batch("PRAGMA cache_size=0; INSERT INTO t(name) VALUES('child')").unwrap_err();
+            assert_eq!(reason(&error), 0xDA);
+            let own = open(&path).unwrap();
+            own.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").unwrap();
+        }));
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(i32::from(ok.is_err())) };
+    }
+    let mut status = 0;
+    // SAFETY: `status` outlives the call.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
+    db.execute_batch("INSERT INTO t(name) VALUES('parent')").unwrap();
+    assert_eq!(text(&scratch.open("child.db"), "SELECT x FROM t"), "1");
+}
