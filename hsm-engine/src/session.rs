@@ -24,6 +24,8 @@ use crate::pin::Pin;
 use crate::transaction::{Core, LOCK_WAIT, Transaction};
 use crate::user::{PinCost, PinKdf, Role};
 
+/// How far a user's record may be ahead of the root: changes that were killed between the two, and then some.
+const FURTHEST_AHEAD: u64 = 1 << 32;
 /// Most master keys an HSM holds.
 pub const MAX_KEYS: usize = 1024;
 /// Most versions whose ciphers a session keeps ready.
@@ -347,7 +349,10 @@ impl Session {
         public.kdf = PinKdf::for_pin(pin, cost);
         public.pin_set = crate::Timestamp::now();
         secret_mem::random(&mut public.salt)?;
-        let revision = record.revision.saturating_add(1);
+        // The record's own number is public: one that this HSM cannot have reached counts for nothing.
+        let possible = entry.revision..=entry.revision.saturating_add(FURTHEST_AHEAD);
+        let last = if possible.contains(&record.revision) { record.revision } else { entry.revision };
+        let revision = last.saturating_add(1);
         tx.log(&[self.entry(event)])?;
         write_user_record(&self.core, &self.keys, public, pin, revision)?;
         for entry in tx.root_mut().users.iter_mut().filter(|u| u.name == name) {

@@ -130,3 +130,22 @@ fn a_record_that_was_edited_gains_nothing_from_a_reset_pin() {
     assert_eq!(kdf.to_string(), "Argon2id, 64 MiB, 3 passes");
     f.login("officer", OFFICER_PIN).unwrap().verify_store().unwrap();
 }
+
+#[test]
+fn a_record_that_claims_the_last_revision_does_not_stop_counting() {
+    let f = Fixture::new();
+    f.officer().create_user("app", Role::CryptoUser, Rights::default(), &pin("made up by app")).unwrap();
+    let old = std::fs::read(f.path("user.app.obj")).unwrap();
+    let mut edited = old.clone();
+    edited[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+    fix_crc(&mut edited);
+    f.write("user.app.obj", &edited);
+    f.officer().reset_pin("app", &pin("the second one")).unwrap();
+    let second = std::fs::read(f.path("user.app.obj")).unwrap();
+    f.officer().reset_pin("app", &pin("the third one")).unwrap();
+    f.login("app", "the third one").unwrap().close().unwrap();
+    for (record, pin) in [(old, "made up by app"), (second, "the second one")] {
+        f.write("user.app.obj", &record);
+        assert!(matches!(f.login("app", pin), Err(HsmError::StaleObject { .. })));
+    }
+}
