@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// The server's own limit on nested includes (`CONF_FILE_MAX_DEPTH`).
 const MAX_DEPTH: usize = 10;
+/// Files read in all. A folder whose files include that folder again has its files read to the power of the depth.
+const MAX_FILES: usize = 1000;
 
 /// One setting and where it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +25,7 @@ pub(crate) struct Settings {
     pub(crate) problems: Vec<String>,
     /// The main file; none if there is no telling where it is.
     pub(crate) file: Option<PathBuf>,
+    files_read: usize,
 }
 
 impl Settings {
@@ -76,6 +79,15 @@ impl Settings {
 
     fn read(&mut self, file: &Path, depth: usize, must_exist: bool) {
         let shown = file.display();
+        self.files_read += 1;
+        if self.files_read > MAX_FILES {
+            if self.files_read == MAX_FILES + 1 {
+                self.problems.push(format!(
+                    "{shown} and what follows were not read: more than {MAX_FILES} files are included"
+                ));
+            }
+            return;
+        }
         if depth > MAX_DEPTH {
             self.problems.push(format!("{shown}: files are nested too deeply"));
             return;
@@ -317,6 +329,19 @@ mod tests {
             settings.problems.iter().any(|problem| problem.contains("nested")),
             "an endless include ends"
         );
+    }
+
+    #[test]
+    fn a_folder_that_includes_itself_is_not_read_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in 0..20 {
+            fs::write(dir.path().join(format!("{name}.conf")), "include_dir '.'\nport = 1\n").unwrap();
+        }
+        let mut settings = Settings::default();
+        settings.read(&dir.path().join("0.conf"), 0, true);
+        let limit = settings.problems.iter().filter(|problem| problem.contains("more than 1000 files"));
+        assert_eq!(limit.count(), 1, "{:?}", settings.problems);
+        assert!(settings.problems.len() < 2 * MAX_FILES);
     }
 
     #[test]
