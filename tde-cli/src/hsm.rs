@@ -1,6 +1,7 @@
 //! `tde hsm`: makes and looks after the HSM that lives in the processes that use it.
 
 mod audit;
+mod counters;
 mod init;
 mod options;
 mod status;
@@ -24,6 +25,9 @@ pub(crate) enum Command {
     ResetPin(users::ResetPinArgs),
     /// Change a user's own PIN
     ChangePin(users::ChangePinArgs),
+    /// What the HSM remembers of keyrings: how new each was in each place
+    #[command(subcommand)]
+    Counters(counters::Command),
     /// The audit log
     #[command(subcommand)]
     Audit(audit::Command),
@@ -36,6 +40,7 @@ pub(crate) fn run(command: Command, output: &Output) -> CliResult {
         Command::Unlock(args) => users::unlock(&args, output),
         Command::ResetPin(args) => users::reset_pin(&args, output),
         Command::ChangePin(args) => users::change_pin(&args, output),
+        Command::Counters(command) => counters::run(&command, output),
         Command::Audit(command) => audit::run(&command, output),
     };
     match result {

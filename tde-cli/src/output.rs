@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
+use zeroize::Zeroize as _;
 
 /// Where results go. Warnings and errors go to standard error.
 pub(crate) struct Output {
@@ -22,7 +23,10 @@ impl Output {
         if !text.ends_with('\n') {
             text.push('\n');
         }
-        self.raw(text.as_bytes())
+        let shown = self.raw(text.as_bytes());
+        // One of them holds a PIN.
+        text.zeroize();
+        shown
     }
 
     /// Prints bytes as they are.

@@ -96,6 +96,31 @@ fn the_officers_pin_is_shown_once_if_no_file_is_named_and_it_works() {
     assert!(!leaked);
 }
 
+/// `tde hsm init | true`
+#[test]
+fn the_officers_pin_is_not_lost_in_silence() {
+    let place = Place::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    // In a session without a terminal, on which it would be shown instead.
+    let done = Command::new("setsid")
+        .args(["--wait", env!("CARGO_BIN_EXE_tde"), "hsm", "init", "--store"])
+        .arg(place.path("hsm"))
+        .arg("--pin-file")
+        .arg(place.path("pin"))
+        .stdin(std::process::Stdio::null())
+        .stdout(writer)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("nobody saw its crypto officer's PIN: remove") && said.contains("--officer-pin-file"),
+        "{said}"
+    );
+    assert!(!said.contains("tdepin-"), "{said}");
+}
+
 #[test]
 fn init_refuses_what_would_do_harm() {
     let place = Place::made();
@@ -140,13 +165,81 @@ fn the_environment_stands_in_for_options() {
 }
 
 #[test]
+fn a_monitor_with_an_old_pin_locks_nobody_out() {
+    let place = Place::made();
+    place.write("old", "not this one", 0o600);
+    let monitor = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tde"));
+        command.args(["hsm", "status", "--json", "--store"]).arg(place.path("hsm"));
+        let output = command.env("TDE_PIN_FILE", place.path("old")).output().unwrap();
+        let view: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (
+            output.status.code(),
+            view["master_keys_error"].as_str().unwrap().to_owned(),
+            view["users"][1]["failures"].clone(),
+        )
+    };
+    let (code, error, failures) = monitor();
+    assert!(code == Some(1) && error.contains("wrong PIN") && failures == 1, "{error}");
+    for _ in 0..5 {
+        let (code, error, failures) = monitor();
+        assert!(code == Some(1) && error.contains("not tried after 1 wrong PIN") && failures == 1, "{error}");
+    }
+    // Who says so on the command line is taken at their word.
+    assert_eq!(place.hsm("status --store @hsm --pin-file @pin").code, 0);
+    assert_eq!(place.hsm("status --store @hsm --json").json()["users"][1]["failures"], 0);
+}
+
+#[test]
+fn counters_are_listed_and_forgotten_on_the_record() {
+    use hsm_engine::{Hsm, Pin};
+    let place = Place::made();
+    let pin = Pin::from_file(place.path("pin")).unwrap();
+    let session = Hsm::open_dir(place.path("hsm")).unwrap().login("user", &pin).unwrap();
+    let here = keyring::InstanceId::of(&place.path("keyring")).unwrap();
+    let name = format!("keyring/{here}/00000000-0000-0000-0000-000000000001");
+    session.raise_counter(&name, 7).unwrap();
+    session.raise_counter("keyring/elsewhere/x", 3).unwrap();
+    session.close().unwrap();
+    let list =
+        |more: &str| place.hsm(&format!("counters list --store @hsm --pin-file @pin --json {more}")).json();
+    let all = list("");
+    assert_eq!(
+        (all["counters"].as_array().unwrap().len(), &all["used"], &all["limit"]),
+        (2, &2.into(), &4096.into())
+    );
+    let here = list("--place @keyring");
+    assert_eq!(
+        (&here["counters"][0]["name"], &here["counters"][0]["value"]),
+        (&name.as_str().into(), &7.into())
+    );
+    assert_eq!(here["counters"].as_array().unwrap().len(), 1);
+
+    let done = place.hsm(&format!("counters forget {name} --store @hsm --pin-file @pin"));
+    assert!(done.code == 0 && done.out.contains("last at 7"), "{}{}", done.out, done.err);
+    assert_eq!(list("")["used"], 1);
+    let again = place.hsm(&format!("counters forget {name} --store @hsm --pin-file @pin"));
+    assert!(again.code == 2 && again.err.contains("tde hsm counters list"), "{}", again.err);
+    let log = place.hsm("audit show --store @hsm --pin-file @pin").out;
+    assert!(log.contains(&name), "{log}");
+    // An officer does not use keys, so has no business with what protects them.
+    let officer =
+        place.hsm("counters forget keyring/elsewhere/x --store @hsm --user officer --pin-file @officer");
+    assert!(officer.code == 2 && officer.err.contains("may not forget counters"), "{}", officer.err);
+}
+
+#[test]
 fn wrong_pins_lock_and_the_officer_unlocks() {
     let place = Place::made();
     place.write("wrong", "not this one", 0o600);
     for n in 1..=3 {
         let wrong = place.hsm("audit verify --store @hsm --pin-file @wrong");
         assert_eq!(wrong.code, 2);
-        assert!(wrong.err.contains(&format!("wrong PIN for HSM user \"user\" ({n} wrong PIN")), "{}", wrong.err);
+        assert!(
+            wrong.err.contains(&format!("wrong PIN for HSM user \"user\" ({n} wrong PIN")),
+            "{}",
+            wrong.err
+        );
     }
     let locked = place.hsm("audit verify --store @hsm --pin-file @pin");
     assert_eq!(locked.code, 2);

@@ -1,11 +1,14 @@
 //! `tde hsm init`.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use hsm_engine::store::StoreError;
 use hsm_engine::{DEFAULT_KEY, DEFAULT_USER, Hsm, HsmError, Initialize, Pin, SoftUri};
 use serde::Serialize;
+use zeroize::Zeroize as _;
 
 use super::options::{NewPin, Result, StoreArgs, new_pin, warn_if_beside};
 use crate::output::{Output, facts};
@@ -46,7 +49,40 @@ struct Made {
     officer_pin_file_made: bool,
     /// Only if it is in no file.
     #[serde(skip_serializing_if = "Option::is_none")]
-    officer_pin: Option<String>,
+    officer_pin: Option<Revealed>,
+}
+
+/// A PIN that is about to be shown; wiped when that is done.
+struct Revealed(String);
+
+impl Serialize for Revealed {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl Drop for Revealed {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+/// The HSM is made, but nobody saw what only this report says.
+#[derive(Debug, thiserror::Error)]
+enum NotShown {
+    #[error(
+        "the HSM is made, but its report cannot be printed; the crypto officer's PIN was shown on the terminal"
+    )]
+    OnTerminal(#[source] io::Error),
+    #[error(
+        "the HSM in {store} is made, but nobody saw its crypto officer's PIN: remove {store} and begin again, with \
+         --officer-pin-file"
+    )]
+    Lost {
+        store: String,
+        #[source]
+        source: io::Error,
+    },
 }
 
 pub(super) fn run(args: &Args, output: &Output) -> CliResult {
@@ -87,8 +123,12 @@ pub(super) fn run(args: &Args, output: &Output) -> CliResult {
             None => Some(revealed(&officer.pin)?),
         },
     };
-    output.show(&made, human)?;
-    Ok(Outcome::Good)
+    match (output.show(&made, human), &made.officer_pin) {
+        (Ok(()), _) => Ok(Outcome::Good),
+        (Err(error), None) => Err(error.into()),
+        (Err(source), Some(pin)) if on_terminal(pin).is_ok() => Err(NotShown::OnTerminal(source).into()),
+        (Err(source), Some(_)) => Err(NotShown::Lost { store: made.store, source }.into()),
+    }
 }
 
 /// Before a PIN file is made for nothing.
@@ -100,10 +140,16 @@ fn refuse_existing(dir: &std::path::Path) -> Result<()> {
     }
 }
 
-fn revealed(pin: &Pin) -> Result<String> {
+fn revealed(pin: &Pin) -> Result<Revealed> {
     let mut bytes = Vec::with_capacity(pin.len());
     pin.reveal(&mut bytes)?;
-    Ok(String::from_utf8(bytes)?)
+    Ok(Revealed(String::from_utf8(bytes)?))
+}
+
+/// Shows the officer's PIN to whoever sits there, although standard output goes nowhere.
+fn on_terminal(pin: &Revealed) -> io::Result<()> {
+    let mut terminal = File::options().write(true).open("/dev/tty")?;
+    write!(terminal, "The crypto officer's PIN, shown only now:\n\n    {}\n\n", pin.0)
 }
 
 fn human(made: &Made) -> String {
@@ -129,7 +175,8 @@ fn human(made: &Made) -> String {
         let _ = write!(
             text,
             "\nThe crypto officer's PIN is shown only now. Write it down and keep it apart from this machine;\n\
-             without it a locked user can only wait and a lost PIN cannot be replaced:\n\n    {pin}\n"
+             without it a locked user can only wait and a lost PIN cannot be replaced:\n\n    {}\n",
+            pin.0
         );
     }
     text

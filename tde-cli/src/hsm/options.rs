@@ -74,6 +74,10 @@ impl UserArgs {
     pub(super) fn login_if_given(&self, hsm: &Hsm, uri: &SoftUri) -> Option<Result<Session>> {
         self.pin_file.as_ref().map(|_| self.login(hsm, uri).map(|(session, _)| session))
     }
+
+    pub(super) fn of(name: &str, pin_file: Option<PathBuf>) -> Self {
+        Self { user: Some(name.into()), pin_file }
+    }
 }
 
 /// As which officer, with which PIN.

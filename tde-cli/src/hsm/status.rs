@@ -1,6 +1,8 @@
 //! `tde hsm status`.
 
-use hsm_engine::{Hsm, LockState, MasterKeyInfo, Session, Status};
+use std::path::PathBuf;
+
+use hsm_engine::{Failures, Hsm, LockState, MasterKeyInfo, Session, SoftUri, Status};
 use serde::Serialize;
 
 use super::options::{Result, StoreArgs, UserArgs};
@@ -11,8 +13,40 @@ use crate::{CliResult, Outcome};
 pub(crate) struct Args {
     #[command(flatten)]
     store: StoreArgs,
-    #[command(flatten)]
-    user: UserArgs,
+    /// Name of the user ["user" unless the URI names another]
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// File with the user's PIN ("-" reads standard input); a wrong PIN counts towards the user's lock. The one that
+    /// TDE_PIN_FILE names is tried only while no login has failed, so that a monitor locks nobody out
+    #[arg(long, value_name = "FILE")]
+    pin_file: Option<PathBuf>,
+}
+
+impl Args {
+    /// Logs in if that was asked for, or can do no harm.
+    fn login(&self, hsm: &Hsm, uri: &SoftUri) -> Result<Option<Session>> {
+        let name = self.user.as_deref().unwrap_or(&uri.user);
+        if self.pin_file.is_some() {
+            return UserArgs::of(name, self.pin_file.clone())
+                .login(hsm, uri)
+                .map(|(session, _)| Some(session));
+        }
+        let Some(file) = std::env::var_os("TDE_PIN_FILE").filter(|file| !file.is_empty()) else {
+            return Ok(None);
+        };
+        let status = hsm.status()?;
+        if let Some(user) = status.users.iter().find(|user| user.name == name && user.failed.failures > 0) {
+            return Err(NotTried { user: name.into(), failed: user.failed }.into());
+        }
+        UserArgs::of(name, Some(file.into())).login(hsm, uri).map(|(session, _)| Some(session))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("not tried after {failed}: give --pin-file to log in as HSM user \"{user}\" all the same")]
+struct NotTried {
+    user: String,
+    failed: Failures,
 }
 
 #[derive(Serialize)]
@@ -66,7 +100,7 @@ struct VersionRow {
 pub(super) fn run(args: &Args, output: &Output) -> CliResult {
     let uri = args.store.uri()?;
     let hsm = args.store.open()?;
-    let login = args.user.login_if_given(&hsm, uri);
+    let login = args.login(&hsm, uri).transpose();
     // After the login, so that it is counted in.
     let status = hsm.status()?;
     let mut view = View::new(&hsm, &status);
