@@ -4,6 +4,7 @@
 //! * [`Cluster`]: a server of that copy in a scratch folder: start, stop, kill, configure, read its log and files.
 //! * [`Sql`]: a connection that speaks text, with errors that keep detail and hint.
 //! * [`SoftHsm`]: a software HSM made by the `tde` command.
+//! * [`sqlite`]: stock SQLite in processes of its own, on disks that can fail.
 //! * [`files`]: what an attacker or a power cut does to files: flip, copy, tear, search.
 //!
 //! Servers run as user `postgres` when the tests run as root, listen on a Unix socket only, and live below
@@ -15,6 +16,7 @@
 #![allow(clippy::unwrap_used, reason = "a test helper that cannot go on should stop its test")]
 
 pub mod files;
+pub mod sqlite;
 
 mod cluster;
 mod hsm;

@@ -121,8 +121,8 @@ fn installed_pg_config() -> PathBuf {
     )
 }
 
-/// The folder with `libpg_tde.so` and `tde`: the one that this test binary was built into.
-fn build_dir() -> PathBuf {
+/// The folder with `libpg_tde.so`, `libtde_sqlite.so` and `tde`: the one that this test binary was built into.
+pub(crate) fn build_dir() -> PathBuf {
     let exe = env::current_exe().unwrap();
     let dir = exe.parent().unwrap();
     if dir.ends_with("deps") { dir.parent().unwrap().to_owned() } else { dir.to_owned() }

@@ -1,0 +1,189 @@
+#!/usr/bin/env bash
+# Runs SQLite's own test suite twice, on plain SQLite and with every file encrypted, and compares.
+#
+# The source is Debian's package; its test program (testfixture) is built once, with libtde_sqlite.a linked in and
+# `tde` made the default VFS at sqlite3_initialize() when TDE_SUITE=1: both runs are the same program.
+# What fails on encrypted files only must stand in sqlite-suite.allow with its reason, and what stands there must fail.
+#
+# usage: tests/sqlite-suite.sh WORKDIR LIBTDE_SQLITE_A TDE_PROGRAM EXTENT [PATTERN...]
+#   short    a choice of files that takes a few minutes; full: veryquick and the slow families
+#   pattern  only the files whose names match, for a closer look
+#   concurrency, concurrency-full   instead: mptest (processes) and threadtest3 (threads) on encrypted files
+# Results: WORKDIR/{plain,encrypted}/FILE.{log,result}; plain results are kept between runs.
+# Exit status: 0 nothing unexpected, 1 differences, 3 the source package cannot be had.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$1"
+work=$(cd "$1" && pwd) library=$2 tde=$3 extent=$4
+shift 4
+jobs=${TDE_SUITE_JOBS:-$(nproc)}
+
+# --- the program -----------------------------------------------------------------------------------------------------
+if [ ! -d "$work/source" ]; then
+  "$here/sqlite-source.sh" "$work/source" >&2 || { echo "sqlite-suite: SQLite's source package cannot be had" >&2; exit 3; }
+  # SQLite's own mark of tests that count pages or poke into them (once for its codec, which is gone).
+  sed -i '/^proc nonzero_reserved_bytes/,/^}/s/return .*/return [info exists ::env(TDE_SUITE)]/' "$work/source/test/tester.tcl"
+fi
+build=$work/build
+if [ ! -f "$build/objects.stamp" ]; then
+  rm -rf "$build"
+  mkdir -p "$build/objects"
+  cd "$build"
+  "$work/source/configure" --with-tcl=/usr/lib/tcl8.6 --disable-readline --enable-fts3 --enable-fts4 --enable-fts5 \
+    --enable-rtree --enable-session > configure.log 2>&1
+  make -s sqlite3.c sqlite3.h fts5.c > make.log 2>&1
+  # The makefile compiles and links in one command; its objects are wanted, to link again with another library.
+  make -n testfixture 2>> make.log | sed -e ':a' -e '/\\$/N; s/\\\n//; ta' | grep -- '-o testfixture' | tr -s ' ' '\n' > link.words
+  grep -E '^-[DI]' link.words | sed 's/""$//' > flags
+  grep -E '\.c$' link.words > sources
+  xargs -a sources -P "$jobs" -I{} sh -c 'gcc -O1 -w $(cat flags) -DSQLITE_EXTRA_INIT=tde_suite_init \
+    $(case $1 in */test6.c) echo -Dsqlite3_vfs_register=tde_suite_register -Dsqlite3_vfs_find=tde_suite_find ;; esac) \
+    -c "$1" -o "objects/$(basename "$1" .c).o" || exit 255' _ {}
+  touch objects.stamp
+fi
+cd "$build"
+gcc -O1 -Wall -I. -I"$here/../sqlite-vfs/include" -c "$here/sqlite-suite-init.c" -o suite-init.o
+gcc -o testfixture.new objects/*.o suite-init.o "$library" -ltcl8.6 -lm -lz -ldl -lpthread
+mv testfixture.new testfixture
+
+# Keys in memory: thousands of databases are made, and their safety is not what is tested here.
+make_keys() {
+  keys=$(mktemp -d /dev/shm/tde-suite.XXXXXX)
+  trap 'rm -rf "$keys"' EXIT
+  "$tde" hsm init --store "$keys/hsm" --pin-file "$keys/pin" > /dev/null 2>&1
+  export TDE_SUITE=1 TDE_HSM=soft:$keys/hsm TDE_PIN_FILE=$keys/pin TDE_KEYRING=$keys/keyring
+  "$tde" keyring create > /dev/null 2>&1
+  give "$keys"
+}
+
+# --- running ---------------------------------------------------------------------------------------------------------
+as_user=()
+if [ "$(id -u)" = 0 ]; then
+  # Some tests take permissions away from files and expect to be refused.
+  as_user=(setpriv --reuid=nobody --regid=nogroup --clear-groups)
+fi
+give() { [ "$(id -u)" != 0 ] || chown -R nobody:nogroup "$@"; }
+
+concurrency() {
+  local plain_flags dir=$work/concurrency
+  plain_flags=$(grep -vE 'SQLITE_TEST|CRASH_TEST|TCLSH|NO_SYNC|SQLITE_SERVER|SQLITE_CORE|PAGE_SIZE' flags)
+  if [ ! -f concurrency.stamp ]; then
+    gcc -O1 -w $plain_flags -DSQLITE_EXTRA_INIT=tde_suite_init -c sqlite3.c -o sqlite3-plain.o
+    gcc -O1 -w $plain_flags -c "$work/source/mptest/mptest.c" -o mptest.o
+    gcc -O1 -w $plain_flags -c "$work/source/test/threadtest3.c" -o threadtest3.o
+    gcc -O1 -w $plain_flags -c "$work/source/src/test_multiplex.c" -o test_multiplex.o
+    touch concurrency.stamp
+  fi
+  gcc -o mptester mptest.o sqlite3-plain.o suite-init.o "$library" -lm -lz -ldl -lpthread
+  gcc -o threadtest3 threadtest3.o test_multiplex.o sqlite3-plain.o suite-init.o "$library" -lm -lz -ldl -lpthread
+  rm -rf "$dir"
+  mkdir "$dir"
+  give "$dir"
+  make_keys
+  cd "$dir"
+  local modes='DELETE WAL' repeat=1 threads='walthread1 walthread5 cgt_pager_1 dynamic_triggers checkpoint_starvation_1 vacuum1 shared1'
+  if [ "$extent" = concurrency-full ]; then modes='DELETE WAL PERSIST TRUNCATE' repeat=5 threads='*'; fi
+  for mode in $modes; do
+    for script in crash01 multiwrite01; do
+      echo "mptest $script, journal_mode=$mode"
+      "${as_user[@]}" "$build/mptester" mptest.db "$work/source/mptest/$script.test" --repeat "$repeat" --journalmode "$mode" > "$script.$mode.log" 2>&1 ||
+        { tail -20 "$script.$mode.log"; exit 1; }
+      grep -E 'errors (out of|in)' "$script.$mode.log" | tail -1
+      rm -f mptest.db*
+    done
+  done
+  # Each takes the seconds that it has built in; two at a time.
+  if [ "$threads" = '*' ]; then
+    "${as_user[@]}" "$build/threadtest3" '*' > threads.log 2>&1 || { tail -20 threads.log; exit 1; }
+    tail -1 threads.log
+  else
+    printf '%s\n' $threads | build=$build as_user_words="${as_user[*]}" xargs -P "$jobs" -I{} bash -c '
+      mkdir {}; if [ "$(id -u)" = 0 ]; then chown nobody:nogroup {}; fi; cd {}
+      if $as_user_words "$build/threadtest3" {} > ../{}.log 2>&1; then tail -1 ../{}.log; else cat ../{}.log; exit 255; fi'
+  fi
+  # The files were encrypted.
+  for file in "$dir"/*.db "$dir"/*/*.db; do
+    if [ -s "$file" ] && [ "$(head -c 3 "$file")" != TDE ]; then echo "$file is not encrypted"; exit 1; fi
+  done
+}
+case $extent in concurrency*) concurrency; exit 0 ;; esac
+
+run_one() {
+  local side=$1 file=$2 begin=$SECONDS code=0 line failed
+  local dir=$work/$side/run-$BASHPID log=$work/$side/$file.log
+  mkdir -p "$dir"
+  give "$dir"
+  cd "$dir"
+  timeout 900 "${as_user[@]}" "$build/testfixture" "$work/source/test/permutations.test" veryquick "$file" \
+    < /dev/null > "$log" 2>&1 || code=$?
+  cd /
+  rm -rf "$dir"
+  line=$(grep -aE '^[0-9]+ errors out of [0-9]+ tests' "$log" | tail -1 || true)
+  if [ -n "$line" ]; then
+    # A test prints its name again for every time it fails.
+    failed=$(sed -n 's/^!Failures on these tests: *//p' "$log" | tr ' ' '\n' | sort -u | tr '\n' ' ')
+    set -- $line
+    echo "$file $1 $5 $failed" > "$work/$side/$file.result"
+  else
+    echo "$file 1 0 ended-with-$code" > "$work/$side/$file.result"
+  fi
+  [ "$side" = plain ] || echo "$((SECONDS - begin)) s: $(cut -c1-200 "$work/$side/$file.result")"
+}
+export -f run_one give
+export work build
+
+run_side() {
+  as_user_words="${as_user[*]}" xargs -r -a "$2" -P "$jobs" -I{} bash -c 'as_user=($as_user_words); run_one "$1" "$2"' _ "$1" {}
+}
+
+"$build/testfixture" "$here/sqlite-suite-files.tcl" "$work/source/test" "$extent" "$@" > "$work/files"
+echo "sqlite-suite: $(wc -l < "$work/files") files, $jobs at a time, in $work"
+mkdir -p "$work/plain"
+while read -r file; do [ -f "$work/plain/$file.result" ] || echo "$file"; done < "$work/files" > "$work/files.plain"
+run_side plain "$work/files.plain"
+[ "$tde" != - ] || exit 0
+
+make_keys
+# TDE_SUITE_KEEP=1 goes on where an interrupted run stopped.
+[ -n "${TDE_SUITE_KEEP:-}" ] || rm -rf "$work/encrypted"
+mkdir -p "$work/encrypted"
+while read -r file; do [ -f "$work/encrypted/$file.result" ] || echo "$file"; done < "$work/files" > "$work/files.encrypted"
+run_side encrypted "$work/files.encrypted"
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+# Lines of the list: FILE CASE-PATTERN... # REASON. A file may stand on several lines.
+python3 - "$work" "$here/sqlite-suite.allow" <<'PY'
+import fnmatch, sys
+work, allow_file = sys.argv[1:]
+allow = {}
+for line in open(allow_file):
+    words, _, reason = line.partition('#')
+    if words.strip():
+        name, *patterns = words.split()
+        assert patterns and reason.strip(), f'{allow_file}: no pattern or no reason: {line}'
+        allow.setdefault(name, []).extend(patterns)
+def result(side, name):
+    _, errors, tests, *failed = open(f'{work}/{side}/{name}.result').read().split()
+    return int(tests), set(failed)
+names = open(f'{work}/files').read().split()
+cases, new, allowed, unused = 0, [], 0, []
+for name in names:
+    (_, plain), (tests, ours) = result('plain', name), result('encrypted', name)
+    cases += tests
+    patterns = allow.get(name, [])
+    for case in sorted(ours - plain):
+        if any(fnmatch.fnmatchcase(case, p) for p in patterns):
+            allowed += 1
+        else:
+            new.append(f'{name}: {case}')
+    for p in patterns:
+        if not any(fnmatch.fnmatchcase(case, p) for case in ours):
+            unused.append(f'{name}: {p}')
+for line in new:
+    print('not expected to fail:', line)
+for line in unused:
+    print('stands in the allow-list but does not fail:', line)
+print(f'sqlite-suite: {len(names)} files, {cases} cases; {allowed} differ from plain SQLite as the allow-list says, '
+      f'{len(new)} otherwise, {len(unused)} entries of the list do not apply')
+sys.exit(1 if new or unused else 0)
+PY

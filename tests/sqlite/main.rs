@@ -1,0 +1,14 @@
+//! Promises about encrypted SQLite databases, each kept with stock SQLite: Debian's library in processes of its own
+//! (`c/worker.c`), where a test can kill them, break their disk and read every byte they write.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod concurrency;
+mod faults;
+mod kill;
+mod leak;
+mod reach;
+mod stock;
+mod suite;
+mod tamper;
+mod together;
+mod versions;
