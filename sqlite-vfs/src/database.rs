@@ -16,6 +16,8 @@ pub(crate) struct Database {
     source: Arc<dyn KeySource>,
     /// None while the file is empty, or its header is torn and no journal has named it.
     keys: RwLock<Option<Arc<FileKeys>>>,
+    /// Counts how often `keys` became others, so that handles can keep what they have.
+    generation: AtomicU32,
     /// Whether `keys` are those of a header that was seen on disk (or authenticated in a journal). Until then another
     /// process may still be the one that makes the file.
     settled: AtomicBool,
@@ -32,6 +34,7 @@ impl Database {
             path,
             source,
             keys: RwLock::new(None),
+            generation: AtomicU32::new(0),
             settled: AtomicBool::new(false),
             empty: AtomicBool::new(false),
             page_size: AtomicU32::new(0),
@@ -46,6 +49,11 @@ impl Database {
     /// Keys, if it is known whose file it is. A lock that only handles of this connection take.
     pub(crate) fn keys(&self) -> Option<Arc<FileKeys>> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes whenever [`keys`](Self::keys) gives others than before.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Whether a header on disk has confirmed whose file it is.
@@ -68,6 +76,7 @@ impl Database {
         }
         let found = self.source.existing(id, &self.path).map_err(|source| self.keys_error(source))?;
         *keys = Some(found.clone());
+        self.generation.fetch_add(1, Ordering::Release);
         self.settled.store(true, Ordering::Release);
         Ok(found)
     }
@@ -88,6 +97,7 @@ impl Database {
         }
         let made = self.source.create(&self.path).map_err(|source| self.keys_error(source))?;
         *keys = Some(made.clone());
+        self.generation.fetch_add(1, Ordering::Release);
         Ok(made)
     }
 

@@ -2,6 +2,24 @@
 //!
 //! The shim keeps locks, shared memory and syncing SQLite's own and changes only bytes: pages are sealed with
 //! AES-256-GCM-SIV in 32 bytes that SQLite leaves free at the end of each, journals and temporary files likewise.
+//! Programs use it through `tde-rusqlite` (Rust), `tde_sqlite.h` (C) or as a loadable extension; this crate links no
+//! SQLite and is given the functions of the one that it serves.
+//!
+//! ```text
+//! ffi          the border to SQLite: VFS, files, file controls       (the only unsafe code)
+//! database     what a database, its journal and its WAL share
+//! main_db      the database file        \
+//! journal      the rollback journal      | bytes in, bytes out, over `raw::RawFile`
+//! wal          the write-ahead log       |
+//! temp         temporary files          /
+//! format       bytes on disk, one module per format
+//! keys         which keyring, which HSM, which PIN; the keys of each file
+//! status       what the pragmas say and do
+//! offline      a database file without SQLite
+//! error        what can go wrong, and the codes that SQLite is given
+//! ```
+//!
+//! Bytes on disk: docs/formats/sqlite-file.md and sqlite-logs.md.
 #![deny(unsafe_code)]
 
 mod config;

@@ -33,12 +33,21 @@ pub(crate) enum State {
     Headless,
 }
 
+/// The keys used last.
+#[derive(Clone)]
+struct Cached {
+    /// Of [`Database::generation`].
+    generation: u32,
+    file: Arc<FileKeys>,
+    keys: Arc<VersionKeys>,
+}
+
 /// An open database file.
 pub(crate) struct MainDb<R> {
     raw: R,
     db: Arc<Database>,
     nonces: NonceSource,
-    cached: Option<(Arc<FileKeys>, Arc<VersionKeys>)>,
+    cached: Option<Cached>,
     scratch: Vec<u8>,
     /// Length of the file in bytes, where no other process can have changed it since.
     end: Option<u64>,
@@ -185,9 +194,13 @@ impl<R: RawFile> MainDb<R> {
         if version == 0 {
             return Err(torn(self.file()));
         }
-        let (file, keys) = match self.db.keys() {
-            Some(file) => self.version_keys(file, version)?,
-            None => return Err(self.headless()),
+        let generation = self.db.generation();
+        let Cached { file, keys, .. } = match self.cached_keys() {
+            Some(cached) if cached.keys.version == version => cached.clone(),
+            _ => match self.db.keys() {
+                Some(file) => self.version_keys(generation, file, version)?,
+                None => return Err(self.headless()),
+            },
         };
         let identity = Identity { file: file.file_id(), page: number, kind: Kind::Database };
         match page::open(&keys, identity, buf) {
@@ -334,9 +347,14 @@ impl<R: RawFile> MainDb<R> {
     /// Seals the page in `scratch` and writes it in its place.
     fn seal_and_write(&mut self, number: u32) -> Result<()> {
         self.nonces.check_fork(self.db.path())?;
-        let file = self.db.keys_to_write()?;
-        let active = file.active_version();
-        let (file, keys) = self.version_keys(file, active)?;
+        let Cached { file, keys, .. } = match self.cached_keys() {
+            Some(cached) if cached.keys.version == cached.file.active_version() => cached.clone(),
+            _ => {
+                let file = self.db.keys_to_write()?;
+                let active = file.active_version();
+                self.version_keys(self.db.generation(), file, active)?
+            }
+        };
         let identity = Identity { file: file.file_id(), page: number, kind: Kind::Database };
         let nonce = self.nonces.next(self.db.path())?;
         page::seal(&keys, identity, nonce, &mut self.scratch);
@@ -347,21 +365,17 @@ impl<R: RawFile> MainDb<R> {
         Ok(())
     }
 
-    /// Keys of one version; those used last are at hand without any lock.
-    fn version_keys(
-        &mut self,
-        file: Arc<FileKeys>,
-        version: u32,
-    ) -> Result<(Arc<FileKeys>, Arc<VersionKeys>)> {
-        if let Some((of, keys)) = &self.cached
-            && keys.version == version
-            && Arc::ptr_eq(of, &file)
-        {
-            return Ok((file, keys.clone()));
-        }
+    /// The keys used last, if they are still the file's. No lock.
+    fn cached_keys(&self) -> Option<&Cached> {
+        self.cached.as_ref().filter(|cached| cached.generation == self.db.generation())
+    }
+
+    /// Keys of one version, which are kept for the next page.
+    fn version_keys(&mut self, generation: u32, file: Arc<FileKeys>, version: u32) -> Result<Cached> {
         let keys = file.version(version).map_err(|source| self.db.keys_error(source))?;
-        self.cached = Some((file.clone(), keys.clone()));
-        Ok((file, keys))
+        let cached = Cached { generation, file, keys };
+        self.cached = Some(cached.clone());
+        Ok(cached)
     }
 
     fn file(&self) -> String {
@@ -374,3 +388,6 @@ fn page_number(offset: u64, page_size: u32) -> u32 {
     // SQLite's page numbers have 32 bits.
     (offset / u64::from(page_size)) as u32 + 1
 }
+
+#[cfg(test)]
+mod tests;

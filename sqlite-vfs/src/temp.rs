@@ -286,3 +286,6 @@ fn associated_data(unit: usize, len: usize) -> [u8; 16] {
     aad[8..].copy_from_slice(&(len as u64).to_le_bytes());
     aad
 }
+
+#[cfg(test)]
+mod tests;

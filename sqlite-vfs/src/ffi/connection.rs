@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::abi::*;
 use super::api::Api;
@@ -18,8 +18,10 @@ pub(super) struct Connection {
     /// Where SQLite keeps the connection that uses the file now. With a shared cache that changes, so it is looked at
     /// for each use.
     place: AtomicPtr<*mut sqlite3>,
-    /// Whether plaintext temporary files are allowed, or there are none.
-    temporary_files_settled: AtomicBool,
+    /// Whether plaintext temporary files are allowed.
+    plain_temp: bool,
+    /// The connection whose temporary files were found to be encrypted.
+    checked: AtomicPtr<sqlite3>,
 }
 
 // SAFETY: `name` and `place` point into SQLite's own structs, which live as long as the file is open and which SQLite
@@ -31,7 +33,7 @@ unsafe impl Sync for Connection {}
 impl Connection {
     pub(super) fn new(api: &'static Api, name: *const c_char, plain_temp: bool) -> Self {
         let place = AtomicPtr::new(ptr::null_mut());
-        Self { api, name, place, temporary_files_settled: AtomicBool::new(plain_temp) }
+        Self { api, name, place, plain_temp, checked: AtomicPtr::new(ptr::null_mut()) }
     }
 
     /// The address of the name identifies the file.
@@ -56,17 +58,17 @@ impl Connection {
 
     /// Refuses a connection whose main database is under another VFS: SQLite opens temporary files under that one.
     pub(super) fn check_temporary_files(&self, file: &str) -> Result<()> {
-        if self.temporary_files_settled.load(Ordering::Relaxed) {
+        let Some(db) = self.db().filter(|_| !self.plain_temp) else { return Ok(()) };
+        if self.checked.load(Ordering::Relaxed) == db {
             return Ok(());
         }
-        let Some(db) = self.db() else { return Ok(()) };
         let mut vfs: *mut sqlite3_vfs = ptr::null_mut();
         // SAFETY: `db` is open; a null name means "main", and this control stores one pointer.
         unsafe { (self.api.file_control)(db, ptr::null(), SQLITE_FCNTL_VFS_POINTER, (&raw mut vfs).cast()) };
         if !is_ours(vfs) && !self.main_is_above_ours(db) {
             return Err(VfsError::PlainTemp { file: file.to_owned() });
         }
-        self.temporary_files_settled.store(true, Ordering::Relaxed);
+        self.checked.store(db, Ordering::Relaxed);
         Ok(())
     }
 
