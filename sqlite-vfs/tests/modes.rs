@@ -74,6 +74,22 @@ fn attach_and_vacuum_into_make_encrypted_files() {
 }
 
 #[test]
+fn vacuum_into_from_plaintext_encrypts() {
+    let scratch = Scratch::new();
+    for page_size in [512, 1024, 8192, 65536] {
+        let plain =
+            open(&format!("file:{}", scratch.path(&format!("plain{page_size}.db")).display())).unwrap();
+        plain.execute_batch(&format!("PRAGMA page_size={page_size}; PRAGMA auto_vacuum=1")).unwrap();
+        fill(&plain, 200);
+        let target = scratch.uri(&format!("{page_size}.db"), "&plain_temp=1");
+        plain.execute("VACUUM INTO ?1", [target]).unwrap();
+        let db = scratch.open(&format!("{page_size}.db"));
+        assert_healthy(&db, 200);
+        assert_eq!(text(&db, "PRAGMA page_size"), page_size.to_string());
+    }
+}
+
+#[test]
 fn a_transaction_over_two_files_is_one() {
     let scratch = Scratch::new();
     let db = scratch.open("a.db");

@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use super::abi::*;
 use super::api::Api;
@@ -20,6 +20,8 @@ pub(super) struct Connection {
     place: AtomicPtr<*mut sqlite3>,
     /// Whether plaintext temporary files are allowed.
     plain_temp: bool,
+    /// Whether bytes are being reserved: SQLite may ask for the file's length meanwhile.
+    reserving: AtomicBool,
     /// The connection whose temporary files were found to be encrypted.
     checked: AtomicPtr<sqlite3>,
 }
@@ -33,7 +35,14 @@ unsafe impl Sync for Connection {}
 impl Connection {
     pub(super) fn new(api: &'static Api, name: *const c_char, plain_temp: bool) -> Self {
         let place = AtomicPtr::new(ptr::null_mut());
-        Self { api, name, place, plain_temp, checked: AtomicPtr::new(ptr::null_mut()) }
+        Self {
+            api,
+            name,
+            place,
+            plain_temp,
+            reserving: AtomicBool::new(false),
+            checked: AtomicPtr::new(ptr::null_mut()),
+        }
     }
 
     /// The address of the name identifies the file.
@@ -90,6 +99,9 @@ impl Connection {
     /// Makes SQLite leave the bytes of the trailer free. Works only while the database is empty.
     pub(super) fn reserve_bytes(&self) {
         let Some(db) = self.db() else { return };
+        if self.reserving.swap(true, Ordering::Relaxed) {
+            return;
+        }
         for schema in self.schemas(db) {
             // SAFETY: `db` is open and `schema` is one of its names.
             if unsafe { (self.api.db_filename)(db, schema) }.addr() != self.name.addr() {
@@ -101,8 +113,9 @@ impl Connection {
             unsafe {
                 (self.api.file_control)(db, schema, SQLITE_FCNTL_RESERVE_BYTES, (&raw mut bytes).cast());
             }
-            return;
+            break;
         }
+        self.reserving.store(false, Ordering::Relaxed);
     }
 
     fn schemas(&self, db: *mut sqlite3) -> impl Iterator<Item = *const c_char> {
