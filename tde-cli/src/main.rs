@@ -1,4 +1,4 @@
-//! The `tde` command: the HSM, keyrings, and what is encrypted on a disk.
+//! The `tde` command: the HSM, keyrings, SQLite databases, and what is encrypted on a disk.
 //!
 //! Exit codes: 0 all is well, 1 a problem was found, 2 it could not be done or was asked for wrongly.
 #![forbid(unsafe_code)]
@@ -8,6 +8,7 @@ mod hsm;
 mod keyring_cmd;
 mod output;
 mod pg;
+mod sqlite;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -41,6 +42,9 @@ enum Command {
     /// PostgreSQL data directories
     #[command(subcommand)]
     Pg(pg::Command),
+    /// SQLite databases
+    #[command(subcommand)]
+    Sqlite(sqlite::Command),
     /// Print a script that completes this command in a shell
     Completions {
         /// Which shell
@@ -86,6 +90,7 @@ fn run(command: Command, output: &Output) -> CliResult {
         Command::Hsm(command) => hsm::run(command, output),
         Command::Keyring(command) => keyring_cmd::run(command, output),
         Command::Pg(command) => pg::run(command, output),
+        Command::Sqlite(command) => sqlite::run(command, output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tde", &mut script);

@@ -17,6 +17,11 @@ impl Output {
         Self { json }
     }
 
+    /// Whether programs read the output.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints `value` as JSON, or what `human` makes of it.
     pub(crate) fn show<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> io::Result<()> {
         let mut text = if self.json { serde_json::to_string_pretty(value)? } else { human(value) };
