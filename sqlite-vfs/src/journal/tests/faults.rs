@@ -137,7 +137,7 @@ fn a_cut_journal() {
         let whole = roll_back(&disk).unwrap();
         for len in 0..disk.len() {
             let outcome = roll_back(&disk[..len]);
-            let in_first = len >= 512 && len < 512 + 3 * RECORD;
+            let in_first = (512..512 + 3 * RECORD).contains(&len);
             let in_second = len >= second_header() + 512;
             match outcome {
                 Ok(rollback) => {
