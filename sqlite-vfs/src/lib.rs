@@ -19,7 +19,7 @@
 //! error        what can go wrong, and the codes that SQLite is given
 //! ```
 //!
-//! Bytes on disk: docs/formats/sqlite-file.md and sqlite-logs.md.
+//! Bytes on disk: docs/formats/sqlite-file.md, sqlite-journal.md, sqlite-wal.md.
 #![deny(unsafe_code)]
 
 mod config;
