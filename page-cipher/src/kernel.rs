@@ -26,6 +26,8 @@ pub(crate) mod xts;
 
 use core::fmt;
 
+use crate::pg::{Page, sums};
+
 /// An implementation of the ciphers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -156,6 +158,19 @@ macro_rules! with_key {
     };
 }
 pub(crate) use with_key;
+
+/// The sums of PostgreSQL's page checksum by `kernel`. `None` if that does not run here.
+pub(crate) fn xor_of_sums(kernel: Kernel, page: &Page) -> Option<u32> {
+    match kernel {
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512 => Some(x86::checksum::avx512(x86::Avx512::detect()?, page)),
+        // AVX2 is what counts here; the kernel for AES-NI may or may not have it.
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx2 | Kernel::AesNi => x86::checksum::avx2(page),
+        Kernel::Portable => Some(sums::xor_of_sums(page)),
+        _ => None,
+    }
+}
 
 /// Bytes of stack that [`wipe_stack`] overwrites: more than the frame of any kernel.
 const STACK: usize = 3072;

@@ -10,7 +10,10 @@
 mod checksum;
 mod page;
 mod relation;
+pub(crate) mod sums;
 
+#[doc(hidden)]
+pub use checksum::checksum_with_kernel;
 pub use checksum::{checksum, set_checksum};
 pub use page::{Fork, PAGE_SIZE, Page, header_is_valid, is_bare_init, is_zero, lsn};
 pub use relation::{OpenError, RelationCipher, SealError, UnsupportedCipher};

@@ -8,6 +8,7 @@ use common::kernels;
 use page_cipher::Kernel;
 use page_cipher::gcm_siv::Aes256GcmSiv;
 use page_cipher::hctr2::Aes256Hctr2;
+use page_cipher::pg::{PAGE_SIZE, Page, checksum, checksum_with_kernel};
 use page_cipher::xts::Aes256Xts;
 use proptest::prelude::*;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
@@ -163,6 +164,29 @@ fn counters_that_wrap() {
     let blocks_before = u32::MAX - u32::from_le_bytes([tag[0], tag[1], tag[2], tag[3]]);
     assert_eq!(blocks_before, 40_222);
     check(&ciphers, Which::GcmSiv, &nonce, &data, 0);
+}
+
+/// Of pages whose every word matters; `pd_checksum` itself does not.
+#[test]
+fn page_checksums() {
+    for seed in 0..300 {
+        let mut page: Page = pattern(PAGE_SIZE, seed).try_into().unwrap();
+        let expected = checksum_with_kernel(Kernel::Portable, &page, 7).unwrap();
+        page[8..10].fill(seed as u8);
+        page[4 * (seed * 7 % 2048)] ^= 0x80;
+        let changed = checksum_with_kernel(Kernel::Portable, &page, 7).unwrap();
+        for kernel in kernels() {
+            if let Some(found) = checksum_with_kernel(kernel, &page, 7) {
+                assert_eq!(found, changed, "{kernel}, page {seed}");
+            }
+            page[4 * (seed * 7 % 2048)] ^= 0x80;
+            if let Some(found) = checksum_with_kernel(kernel, &page, 7) {
+                assert_eq!(found, expected, "{kernel}, page {seed}");
+            }
+            page[4 * (seed * 7 % 2048)] ^= 0x80;
+        }
+        assert_eq!(checksum(&page, 7), changed);
+    }
 }
 
 /// Memory between two pages that cannot be accessed.

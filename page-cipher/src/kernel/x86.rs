@@ -2,6 +2,7 @@
 
 mod avx2;
 mod avx512;
+pub(crate) mod checksum;
 mod ni;
 
 pub(crate) use avx2::Avx2;
