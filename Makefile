@@ -19,16 +19,18 @@ export RUST_TEST_THREADS ?= 2
 FEATURES := $(if $(filter-out 15,$(PG_MAJOR)),--no-default-features --features pg-tde/pg$(PG_MAJOR))
 
 PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG_MAJOR) \
-	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2 sqlite3 libsqlite3-dev
+	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2 \
+	sqlite3 libsqlite3-dev tcl tcl-dev zlib1g-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench soak lint typecheck install install-files install-sqlite-files clean-scratch
+.PHONY: help setup build demo test test-sqlite-suite bench soak lint typecheck install install-files install-sqlite-files clean-scratch
 
 help:
 	@echo "make setup     install what building and testing need (Debian packages; asks for root where needed)"
 	@echo "make demo      show 336,776 flights in an encrypted tablespace of the system's PostgreSQL"
 	@echo "make test      set up, build, run all tests on real servers; PG_MAJOR=17 for another version than 15"
 	@echo "make soak      the long versions of the tests"
+	@echo "make test-sqlite-suite   SQLite's own test suite in full on encrypted files (half an hour)"
 	@echo "make bench     encrypted against plain, side by side; QUICK=1 for a first impression"
 	@echo "make lint      rustfmt, clippy with warnings as errors"
 	@echo "make typecheck type-check the extension for PostgreSQL 16, 17 and 18"
