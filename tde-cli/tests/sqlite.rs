@@ -234,6 +234,13 @@ fn a_database_in_use_or_unfinished_is_not_converted() {
     db.execute_batch("COMMIT").unwrap();
     refused("is open in process");
     drop(db);
+    // Another name would stay plaintext; a name that is taken is not overwritten.
+    fs::hard_link(&file, bench.path("other name")).unwrap();
+    refused("has 2 names");
+    fs::remove_file(bench.path("other name")).unwrap();
+    let taken = bench.path("pin");
+    let kept = bench.sqlite("encrypt", &file, &["--keep", taken.to_str().unwrap()]);
+    assert!(kept.code == 2 && kept.err.contains("exists already"), "{}", kept.err);
     // A hot journal, and a WAL with changes, as a killed program leaves them.
     let hot = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7 and more";
     fs::write(bench.path("app.db-journal"), hot).unwrap();

@@ -21,6 +21,11 @@ impl HsmDoor {
         Self { uri, pin, session: Mutex::new(None) }
     }
 
+    /// Whether this is the door for these settings.
+    pub(super) fn is_for(&self, uri: &SoftUri, pin: &PinSource) -> bool {
+        self.uri == *uri && self.pin.is(pin)
+    }
+
     pub(super) fn uri(&self) -> &SoftUri {
         &self.uri
     }

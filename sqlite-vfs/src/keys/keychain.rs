@@ -9,14 +9,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use hsm_engine::SoftUri;
 use keyring::{
-    Dek, KeyVersion, Keyring, KeyringError, LineNumber, NewScope, Owner, Scope, ScopeKind, Unlocked,
+    Dek, KeyVersion, Keyring, KeyringError, LineNumber, MasterKey as _, NewScope, Owner, Scope, ScopeKind,
+    Unlocked,
 };
 use lru::LruCache;
 use page_cipher::CipherId;
 use secret_mem::ForkCanary;
 
 use super::hsm::HsmDoor;
+use super::pin::PinSource;
 use super::{FileId, FileKeys, KeysError};
 
 /// Files whose keys are kept when no connection uses them any more; some 4 KiB of locked memory each.
@@ -30,11 +33,11 @@ pub(super) struct OpenKeyring {
     serial: u64,
     dir: PathBuf,
     unlocked: Unlocked,
-    hsm: HsmDoor,
+    hsm: Arc<HsmDoor>,
 }
 
 impl OpenKeyring {
-    fn new(dir: PathBuf, unlocked: Unlocked, hsm: HsmDoor) -> Self {
+    fn new(dir: PathBuf, unlocked: Unlocked, hsm: Arc<HsmDoor>) -> Self {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         Self { serial: SERIAL.fetch_add(1, Ordering::Relaxed), dir, unlocked, hsm }
     }
@@ -60,7 +63,10 @@ impl OpenKeyring {
     }
 
     pub(super) fn add_version(&self, line: LineNumber) -> Result<(Scope, Dek), KeysError> {
-        // Not `with`: a version that was added must not be added twice.
+        // A session that is of no use any more is noticed here: a version that was added must not be added twice.
+        let keyring = self.unlocked.keyring();
+        let failed = |source| KeyringError::MasterKey { action: "wrap a data key", keyring, source };
+        self.hsm.with(|hsm| hsm.primary_version().map_err(failed))?;
         let session = self.hsm.session()?;
         Ok(self.unlocked.add_version(line, &*session)?)
     }
@@ -98,6 +104,7 @@ struct Slot {
 pub(super) struct Keychain {
     slots: Mutex<HashMap<PathBuf, Arc<Slot>>>,
     files: Mutex<Files>,
+    doors: Mutex<Vec<Arc<HsmDoor>>>,
 }
 
 struct Files {
@@ -113,7 +120,7 @@ impl Keychain {
 
     pub(super) fn with_room(files: NonZeroUsize) -> Self {
         let files = Files { hot: LruCache::new(files), live: HashMap::new() };
-        Self { slots: Mutex::default(), files: Mutex::new(files) }
+        Self { slots: Mutex::default(), files: Mutex::new(files), doors: Mutex::default() }
     }
 
     /// That of this process.
@@ -134,11 +141,24 @@ impl Keychain {
         Ok(&process.keychain)
     }
 
+    /// The HSM behind these settings, logged in to once for all keyrings.
+    pub(super) fn door(&self, uri: SoftUri, pin: PinSource) -> Arc<HsmDoor> {
+        let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(door) = doors.iter().find(|door| door.is_for(&uri, &pin)) {
+            return Arc::clone(door);
+        }
+        // Callbacks that are made anew for each opening must not pile up: what nobody uses goes.
+        doors.retain(|door| Arc::strong_count(door) > 1);
+        let door = Arc::new(HsmDoor::new(uri, pin));
+        doors.push(Arc::clone(&door));
+        door
+    }
+
     /// The keyring in `dir`, opened by `open` unless it is open.
     pub(super) fn keyring(
         &self,
         dir: &Path,
-        open: impl FnOnce() -> Result<Option<(Unlocked, HsmDoor)>, KeysError>,
+        open: impl FnOnce() -> Result<Option<(Unlocked, Arc<HsmDoor>)>, KeysError>,
     ) -> Result<Option<Arc<OpenKeyring>>, KeysError> {
         let slot = {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

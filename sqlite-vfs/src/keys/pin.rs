@@ -13,7 +13,7 @@ use hsm_engine::{Pin, PinError, SoftUri};
 pub const PIN_COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Gives the PIN of the HSM that it is asked for. Called when the process logs in, which happens rarely, from whichever thread
-/// needs a key first.
+/// needs a key first; it must not open encrypted databases itself.
 pub type PinCallback = Arc<dyn Fn(&SoftUri) -> Result<Pin, Box<dyn Error + Send + Sync>> + Send + Sync>;
 
 /// Where a PIN comes from. It is asked for at each login, so that a changed PIN needs no restart.
@@ -29,6 +29,16 @@ pub enum PinSource {
 }
 
 impl PinSource {
+    /// Whether both lead to the same PIN, as far as can be told without asking.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(one), Self::File(other)) => one == other,
+            (Self::Command(one), Self::Command(other)) => one == other,
+            (Self::Callback(one), Self::Callback(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
     pub(super) fn ask(&self, hsm: &SoftUri) -> Result<Pin, PinSourceError> {
         match self {
             Self::File(path) => Ok(Pin::from_file(path)?),

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use keyring::{KeyringError, Scope, Unlocked};
 
-use super::hsm::HsmDoor;
 use super::keychain::{Keychain, OpenKeyring, create_keyring, open_keyring};
 use super::{FileId, FileKeys, KeySource, KeysError, Settings};
 
@@ -59,7 +58,7 @@ impl Configured {
         self.keychain()?.keyring(dir, || {
             let uri = settings.hsm.clone().ok_or(KeysError::NoHsm)?;
             let pin = settings.pin.clone().ok_or(KeysError::NoPin)?;
-            let hsm = HsmDoor::new(uri, pin);
+            let hsm = self.keychain()?.door(uri, pin);
             let unlocked = match open_keyring(dir, &hsm)? {
                 None if make => Some(create_keyring(dir, &hsm)?),
                 found => found,
@@ -182,7 +181,7 @@ impl KeySource for Configured {
         let settings = self.settings()?;
         let uri = settings.hsm.ok_or(KeysError::NoHsm)?;
         let pin = settings.pin.ok_or(KeysError::NoPin)?;
-        HsmDoor::new(uri, pin).session().map(drop)
+        self.keychain()?.door(uri, pin).session().map(drop)
     }
 
     fn create(&self, _db: &str) -> Result<Arc<FileKeys>, KeysError> {

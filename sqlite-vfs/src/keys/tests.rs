@@ -19,6 +19,7 @@ struct Bench {
     dir: TempDir,
     uri: SoftUri,
     logins: Arc<AtomicUsize>,
+    ask: PinCallback,
 }
 
 impl Bench {
@@ -29,7 +30,13 @@ impl Bench {
         let uri = SoftUri::new(dir.path().join("hsm"));
         Hsm::initialize_dir(&uri.dir, &Initialize::new(&officer, &pin)).unwrap();
         pin.write_new_file(dir.path().join("pin")).unwrap();
-        Self { dir, uri, logins: Arc::default() }
+        let (file, logins) = (dir.path().join("pin"), Arc::<AtomicUsize>::default());
+        let counted = Arc::clone(&logins);
+        let ask: PinCallback = Arc::new(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(Pin::from_file(&file)?)
+        });
+        Self { dir, uri, logins, ask }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -38,12 +45,7 @@ impl Bench {
 
     /// HSM and PIN, counting logins.
     fn hsm(&self) -> Settings {
-        let (file, logins) = (self.path("pin"), Arc::clone(&self.logins));
-        let ask: PinCallback = Arc::new(move |_| {
-            logins.fetch_add(1, Ordering::Relaxed);
-            Ok(Pin::from_file(&file)?)
-        });
-        Settings::new().hsm(self.uri.clone()).pin_callback(ask)
+        Settings::new().hsm(self.uri.clone()).pin_callback(Arc::clone(&self.ask))
     }
 
     fn settings(&self) -> Settings {
@@ -87,6 +89,7 @@ fn a_new_file_makes_the_keyring_and_a_second_opening_costs_no_login() {
     source.ready("app.db").unwrap();
     assert!(!bench.path("ring").exists(), "asking makes nothing");
     let made = source.create("app.db").unwrap();
+    assert_eq!(bench.logins(), 1, "asking logged in already");
     let found = source.existing(made.file_id(), "app.db").unwrap();
     assert!(Arc::ptr_eq(&made, &found));
 
@@ -281,9 +284,11 @@ fn plain_names_find_their_keys_in_what_is_open() {
     let elsewhere = program(two.clone(), &process()).create("b.db").unwrap();
     refused(plain.existing(elsewhere.file_id(), "b.db"), Reason::NoEntry, &["one", "tde keyring import"]);
     // Two are: nobody can tell where a new one's goes.
+    bench.logins.store(0, Ordering::Relaxed);
     let b = program(two.clone(), &here).existing(elsewhere.file_id(), "b.db").unwrap();
     let found = plain.existing(elsewhere.file_id(), "b.db").unwrap();
     assert!(Arc::ptr_eq(&b, &found));
+    assert_eq!(bench.logins(), 0, "one HSM, one login");
     refused(plain.create("new.db"), Reason::Config, &["one", "two", "keyring=DIR"]);
     refused(plain.ready("new.db"), Reason::Config, &["keyring=DIR"]);
     // The program's keyring does not hide what the URI of another connection opened; a URI's does.

@@ -1,5 +1,6 @@
 //! `tde sqlite encrypt` and `tde sqlite decrypt`: VACUUM INTO a file beside the original, compare, replace.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -24,13 +25,17 @@ pub(crate) struct Args {
     keep: Option<PathBuf>,
 }
 
-/// The file is in use.
+/// The file cannot be converted now.
 #[derive(Debug, thiserror::Error)]
-enum InUse {
+enum Refused {
     #[error("{} is locked by another program; close all programs that use it", .0.display())]
     Locked(PathBuf),
     #[error("{} is open in {}; close it there", .path.display(), processes(.users))]
     Open { path: PathBuf, users: Vec<u32> },
+    #[error("{} has {links} names (hard links): after the conversion the others would still be the original; remove them", path.display())]
+    Links { path: PathBuf, links: u64 },
+    #[error("{} exists already; --keep needs another name", .0.display())]
+    Kept(PathBuf),
     #[error(
         "the converted database has {bad} pages that do not open when they are read from the disk; the original was left as it is"
     )]
@@ -70,6 +75,7 @@ pub(super) fn decrypt(args: &Args, output: &Output) -> CliResult {
 fn convert(path: &Path, from: &str, to: &str, args: &Args, output: &Output) -> CliResult {
     let start = Instant::now();
     let progress = Progress::new(output)?;
+    refuse_names(path, args.keep.as_deref())?;
     Sidecars::of(path)?.refuse_unfinished(path)?;
     let mut original = lock(path, from)?;
     // Once more, now that nobody else can write.
@@ -137,7 +143,7 @@ fn lock(path: &Path, parameters: &str) -> Result<Connection> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(at(path))?;
     let locked = connection.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT");
     match locked {
-        Err(error) if is_busy(&error) => Err(InUse::Locked(path.into()).into()),
+        Err(error) if is_busy(&error) => Err(Refused::Locked(path.into()).into()),
         locked => {
             locked.map_err(at(path))?;
             Ok(connection)
@@ -198,10 +204,22 @@ fn check_on_disk(args: &Args, copy: &Copy, to: &str, progress: &Progress) -> Res
         verdict => {
             let verdict = verdict?;
             if !verdict.is_good() {
-                return Err(InUse::BadCopy { bad: verdict.bad_count.max(1) }.into());
+                return Err(Refused::BadCopy { bad: verdict.bad_count.max(1) }.into());
             }
             Ok(Some(file.id().to_string()))
         }
+    }
+}
+
+/// What would be noticed only at the end.
+fn refuse_names(path: &Path, keep: Option<&Path>) -> Result<()> {
+    let metadata = std::fs::metadata(path).map_err(|source| super::At { path: path.into(), source })?;
+    if metadata.nlink() > 1 {
+        return Err(Refused::Links { path: path.into(), links: metadata.nlink() }.into());
+    }
+    match keep {
+        Some(keep) if keep.symlink_metadata().is_ok() => Err(Refused::Kept(keep.into()).into()),
+        _ => Ok(()),
     }
 }
 
@@ -213,7 +231,7 @@ fn refuse_users(path: &Path) -> Result<()> {
         users.sort_unstable();
         users.dedup();
     }
-    if users.is_empty() { Ok(()) } else { Err(InUse::Open { path: path.into(), users }.into()) }
+    if users.is_empty() { Ok(()) } else { Err(Refused::Open { path: path.into(), users }.into()) }
 }
 
 fn processes(users: &[u32]) -> String {

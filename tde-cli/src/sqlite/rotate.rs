@@ -1,6 +1,6 @@
 //! `tde sqlite rotate`: a new data key, and every page rewritten under it while programs use the database.
 //!
-//! Pages are rewritten with `UPDATE sqlite_dbpage SET data = data`, 64 in a transaction, as any other writer would: in WAL mode readers
+//! Pages are rewritten with `UPDATE sqlite_dbpage SET data = data WHERE pgno = ?`, 64 in a transaction, as any other writer would: in WAL mode readers
 //! go on, in rollback mode they wait for a moment. There is no state: how far it is stands in the pages' trailers, so that a rotation that was
 //! stopped or killed goes on when the command runs again. It is done when no page in the file is under an older key
 //! and the WAL, which may hold some, is empty.
@@ -171,12 +171,10 @@ impl Work<'_> {
     }
 
     fn rewrite(&self, first: u32, end: u32) -> Result<u64> {
-        // SQLite does not let the page that it keeps for its locks be touched.
-        let lock = (first..=end).find(|page| self.file.is_lock_page(*page)).unwrap_or(0);
         for _ in 0..BUSY_TRIES {
-            match self.try_rewrite(first, end, lock) {
+            match self.try_rewrite(first, end) {
                 Err(error) if is_busy(&error) => {}
-                done => return Ok(done.map_err(at(self.path))? as u64),
+                done => return Ok(done.map_err(at(self.path))?),
             }
             if self.progress.stopped() {
                 return Err(Stopped(GO_ON).into());
@@ -186,10 +184,9 @@ impl Work<'_> {
         Err(Blocked::Busy { file: self.name(), seconds }.into())
     }
 
-    fn try_rewrite(&self, first: u32, end: u32, lock: u32) -> rusqlite::Result<usize> {
+    fn try_rewrite(&self, first: u32, end: u32) -> rusqlite::Result<u64> {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
-        let sql = "UPDATE sqlite_dbpage SET data = data WHERE pgno BETWEEN ?1 AND ?2 AND pgno <> ?3";
-        let done = self.connection.execute(sql, [first, end, lock]).and_then(|rewritten| {
+        let done = self.rewrite_each(first, end).and_then(|rewritten| {
             self.connection.execute_batch("COMMIT")?;
             Ok(rewritten)
         });
@@ -198,6 +195,17 @@ impl Work<'_> {
             let _already = self.connection.execute_batch("ROLLBACK");
         }
         done
+    }
+
+    /// Page by page: sqlite_dbpage finds a single page at once, but a range by looking at every page.
+    fn rewrite_each(&self, first: u32, end: u32) -> rusqlite::Result<u64> {
+        let mut rewrite = self.connection.prepare("UPDATE sqlite_dbpage SET data = data WHERE pgno = ?1")?;
+        let mut rewritten = 0;
+        // SQLite does not let the page that it keeps for its locks be touched.
+        for page in (first..=end).filter(|page| !self.file.is_lock_page(*page)) {
+            rewritten += rewrite.execute([page])? as u64;
+        }
+        Ok(rewritten)
     }
 
     fn throttle(&self, pages: u64, begun: Instant) {
