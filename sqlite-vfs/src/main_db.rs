@@ -228,7 +228,8 @@ impl<R: RawFile> MainDb<R> {
             if there == Read::Short && self.length()? == 0 {
                 return Ok(Read::Short);
             }
-            if found == Found::Zero && end <= SQLITE_HEADER_LEN {
+            // A torn page 1: SQLite then takes the page size from the journal, if there is one to roll back.
+            if end <= SQLITE_HEADER_LEN {
                 return Ok(Read::Full);
             }
             return Err(self.headless());
