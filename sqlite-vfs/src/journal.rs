@@ -230,7 +230,11 @@ impl Journal {
         };
         let keys = self.version(&keys, header.version())?;
         let first_nonce = self.layout.as_ref().map_or(header.nonce(), |layout| layout.first_nonce);
-        Ok(header.check_mac(&keys, offset, first_nonce).err())
+        let rejected = header.check_mac(&keys, offset, first_nonce).err();
+        if rejected.is_none() && self.database.page_size().is_none() {
+            self.database.set_page_size(header.geometry().page_size);
+        }
+        Ok(rejected)
     }
 
     /// The page of the record at `start`, and with it the checksum that SQLite will ask for next.
@@ -269,7 +273,7 @@ impl Journal {
     }
 
     fn open(&self, raw: &dyn RawFile, number: u32, page: &mut [u8]) -> Result<()> {
-        let (file, place, version) = (raw.name().to_owned(), Place::Page(number), page::version(page));
+        let version = page::version(page);
         let opened = match (self.database.keys(), version) {
             (None, _) | (_, 0) => Err(Closed::Torn),
             (Some(keys), version) => {
@@ -277,9 +281,12 @@ impl Journal {
                 page::open(&*self.version(&keys, version)?, identity, page)
             }
         };
-        opened.map_err(|closed| match closed {
-            Closed::Torn => VfsError::Torn { file, place },
-            Closed::NotAuthentic => VfsError::NotAuthentic { file, place, version },
+        opened.map_err(|closed| {
+            let (file, place) = (raw.name().to_owned(), Place::Page(number));
+            match closed {
+                Closed::Torn => VfsError::Torn { file, place },
+                Closed::NotAuthentic => VfsError::NotAuthentic { file, place, version },
+            }
         })
     }
 

@@ -155,8 +155,8 @@ impl Wal {
                     self.write_frame(raw, frame, header, data)
                 }
                 Some((at, header)) if at == frame => {
-                    let part = [&header.0, data].concat();
-                    self.write_split(raw, frame, page_size, &part)
+                    self.write_split(raw, frame, page_size, &header.0)?;
+                    self.write(raw, data, offset)
                 }
                 other if len == page_size => {
                     self.pending = other;

@@ -56,7 +56,7 @@ const SYNCED: u8 = 1;
 const MAC_AT: usize = 48;
 const MAC_LEN: usize = HEADER_LEN - MAC_AT;
 /// Smallest sector: a header must hold our padding.
-const MIN_SECTOR: u32 = 512;
+const MIN_SECTOR: u32 = 64;
 const MAX_SECTOR: u32 = 65536;
 /// The byte of a database file that locks are taken on; its page is never journaled.
 const LOCK_BYTE: u64 = 0x4000_0000;

@@ -38,7 +38,7 @@ pub enum WalFault {
     },
     /// A frame that is written in two parts must repeat the one before it.
     #[error(
-        "SQLite writes frame {frame} in parts and it does not repeat the frame before it, so that it cannot be sealed; nothing was written"
+        "SQLite writes frame {frame} in parts and it does not repeat the frame before it, so that it cannot be sealed; the write was refused"
     )]
     Split {
         /// The frame.

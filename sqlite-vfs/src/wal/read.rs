@@ -4,6 +4,7 @@ use zeroize::Zeroize;
 
 use super::{Mode, Wal, fault, frame_header_of, unexpected};
 use crate::error::{Place, Result, VfsError};
+use crate::format::header::{self, CLEAR_LEN, Found};
 use crate::format::page::{self, Closed, Identity, Kind};
 use crate::format::wal::{self as format, FRAME_HEADER_LEN, FrameHeader, HEADER_LEN};
 use crate::raw::{RawFile, Read};
@@ -15,7 +16,12 @@ impl Wal {
             (0, HEADER_LEN) => {
                 self.mode = Mode::Recovery;
                 match self.header(raw)? {
-                    Some(header) => buf.copy_from_slice(&header.to_sqlite()),
+                    Some(header) => {
+                        if self.database.keys().is_none() {
+                            self.adopt(raw, header.page_size())?;
+                        }
+                        buf.copy_from_slice(&header.to_sqlite());
+                    }
                     None => return raw.read_at(buf, 0),
                 }
             }
@@ -27,6 +33,29 @@ impl Wal {
             _ => return Err(unexpected(raw, buf, offset)),
         }
         Ok(Read::Full)
+    }
+
+    /// Page 1 of the database is torn, as after a crash within a checkpoint: an image of it in the WAL says whose file
+    /// it is. Tags tell whether that is true.
+    fn adopt(&mut self, raw: &dyn RawFile, page_size: u32) -> Result<()> {
+        let mut head = [0; FRAME_HEADER_LEN + CLEAR_LEN];
+        let mut frame = 1;
+        while raw.read_at(&mut head, format::frame_at(frame, page_size))? == Read::Full {
+            let (frame_header, clear) = head.split_at(FRAME_HEADER_LEN);
+            if frame_header_of(frame_header).page() == 1
+                && let Some(Found::Ours(found)) = clear.first_chunk().map(header::identify)
+            {
+                self.database.adopt(found.id)?;
+                self.database.set_page_size(page_size);
+                return Ok(());
+            }
+            frame += 1;
+        }
+        // Without keys SQLite would take the WAL for empty, and delete it.
+        if frame == 1 {
+            return Ok(());
+        }
+        Err(VfsError::Torn { file: self.database.path().to_owned(), place: Place::Page(1) })
     }
 
     /// A whole frame, to recover or to renew its checksum.

@@ -4,8 +4,8 @@ use zeroize::Zeroizing;
 
 use super::split::Split;
 use super::{Mode, Wal, fault, frame_header_of, unexpected};
-use crate::error::{HeaderFault, Place, Result, VfsError};
-use crate::format::header::{self, CLEAR_LEN};
+use crate::error::{Place, Result, VfsError};
+use crate::format::header;
 use crate::format::page::{self, Identity, Kind};
 use crate::format::wal::{self as format, FRAME_HEADER_LEN, FrameHeader, Header};
 use crate::raw::{RawFile, Read};
@@ -117,20 +117,7 @@ impl Wal {
     fn check_page(&self, raw: &dyn RawFile, frame: u32, number: u32, data: &[u8]) -> Result<()> {
         let file = || raw.name().to_owned();
         if number == 1 {
-            let what = match data.first_chunk::<CLEAR_LEN>() {
-                Some(clear) if header::is_sqlite(clear) => match (header::page_size(clear), clear[20]) {
-                    (Some(size), _) if size as usize != data.len() => {
-                        Some(HeaderFault::PageSizeChange { from: data.len() as u32, to: size })
-                    }
-                    (None, _) => Some(HeaderFault::PageSize),
-                    (_, found) if found != header::RESERVED => Some(HeaderFault::Reserve { found }),
-                    _ => None,
-                },
-                _ => Some(HeaderFault::Magic),
-            };
-            if let Some(what) = what {
-                return Err(VfsError::Header { file: file(), what });
-            }
+            header::check_page_one(data).map_err(|what| VfsError::Header { file: file(), what })?;
         }
         if !page::reserve_is_free(data) {
             let place = Place::Frame { page: number, frame };

@@ -125,7 +125,9 @@ fn transaction(pair: &mut Pair, dice: &mut Dice) -> Vec<Vec<u8>> {
 
 #[test]
 fn random_transactions_read_as_in_plaintext() {
-    const SIZES: [(u32, u32); 8] = [
+    const SIZES: [(u32, u32); 10] = [
+        (512, 64),
+        (1024, 128),
         (512, 512),
         (512, 4096),
         (512, 65536),
@@ -135,7 +137,7 @@ fn random_transactions_read_as_in_plaintext() {
         (8192, 4096),
         (65536, 65536),
     ];
-    for seed in 0..240 {
+    for seed in 0..200 {
         let mut dice = Dice::new(seed);
         let (page_size, sector) = SIZES[seed as usize % SIZES.len()];
         let mut pair = Pair::new(page_size, sector);

@@ -2,7 +2,7 @@
 
 use super::sqlite::{Recovered, SqliteWal, frame_at, recover};
 use crate::error::{Place, Result, VfsError};
-use crate::journal::testing::{Dice, Log, MemFile, Sealed, database};
+use crate::journal::testing::{Dice, FILE, Log, MemFile, Sealed, database, unknown_database};
 use crate::raw::Read;
 use crate::wal::{Wal, WalFault};
 
@@ -257,4 +257,34 @@ fn a_part_of_another_frame_is_refused() {
     let error = log.sync().unwrap_err();
     assert!(matches!(error, VfsError::Wal { fault: WalFault::Split { frame: 7 }, .. }), "{error}");
     assert!(log.1.bytes() == disk);
+}
+
+/// A crash within a checkpoint may tear page 1 of the database: the WAL says whose it is.
+#[test]
+fn a_wal_is_recovered_without_the_database_header() {
+    let write = |number: u32| {
+        let mut dice = Dice::new(8);
+        let mut log = handle(&[], &[1]);
+        let mut wal = SqliteWal::new(PAGE, false, None);
+        wal.restart([4; 8]);
+        wal.begin();
+        let list = [(9, dice.page(9, PAGE)), (number, dice.page(number, PAGE))];
+        wal.frames(&mut log, &list, Some(9), true).unwrap();
+        log.1.bytes()
+    };
+    let database = unknown_database(&[1]);
+    let mut log = Sealed(Wal::new(database.clone()), MemFile::with(&write(1)));
+    assert_eq!(recover(&mut log).unwrap().unwrap().frames, 2);
+    assert_eq!((database.page_size(), database.keys().map(|keys| keys.file_id())), (Some(PAGE), Some(FILE)));
+
+    // If the WAL does not know either, it must not be taken for empty.
+    let mut log = Sealed(Wal::new(unknown_database(&[1])), MemFile::with(&write(2)));
+    let error = recover(&mut log).unwrap_err();
+    assert!(matches!(error, VfsError::Torn { place: Place::Page(1), .. }), "{error}");
+    // Whoever forges the id finds no key, or the wrong one.
+    let mut forged = write(1);
+    let at = frame_at(2, PAGE) as usize + 24 + 4;
+    forged[at] ^= 1;
+    let mut log = Sealed(Wal::new(unknown_database(&[1])), MemFile::with(&forged));
+    assert!(matches!(recover(&mut log), Err(VfsError::Keys { .. })));
 }
