@@ -26,6 +26,18 @@ pub struct Aes256GcmSiv {
 
 kernel::define_key!(gcm_siv::GcmSiv, 32);
 
+/// A message of a batch.
+pub struct Message<'a> {
+    /// Different for every message under a key, as far as chance allows.
+    pub nonce: &'a [u8; NONCE_LEN],
+    /// Authenticated with the data; stays in clear.
+    pub aad: &'a [u8],
+    /// Encrypted in place.
+    pub data: &'a mut [u8],
+    /// Set when the message is sealed.
+    pub tag: [u8; TAG_LEN],
+}
+
 /// Data could not be opened. The buffer has been wiped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -62,6 +74,26 @@ impl Aes256GcmSiv {
     ) -> Result<[u8; TAG_LEN], LengthError> {
         check_length(aad, data)?;
         Ok(kernel::with_key!(&self.key, key => key.seal(nonce, aad, data)))
+    }
+
+    /// Encrypts several messages in place and sets their tags. Faster than one by one where they follow each other with
+    /// the same length.
+    ///
+    /// On an error all are as they were.
+    pub fn seal_batch(&self, messages: &mut [Message<'_>]) -> Result<(), LengthError> {
+        for message in &*messages {
+            check_length(message.aad, message.data)?;
+        }
+        for messages in messages.chunk_by_mut(|a, b| a.data.len() == b.data.len()) {
+            if messages[0].data.is_empty() {
+                for message in messages {
+                    message.tag = self.seal(message.nonce, message.aad, message.data)?;
+                }
+            } else {
+                kernel::with_key!(&self.key, key => key.seal_batch(messages));
+            }
+        }
+        Ok(())
     }
 
     /// Decrypts `data` in place if `tag` is right; otherwise wipes it, so that nothing unauthenticated can be

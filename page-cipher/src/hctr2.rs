@@ -21,6 +21,23 @@ pub struct Aes256Hctr2 {
 
 kernel::define_key!(hctr2::Hctr2, 32);
 
+/// A piece of data of a batch, with its tweak.
+pub struct Unit<'a> {
+    pub(crate) tweak: &'a [u8],
+    /// The first block.
+    pub(crate) m: &'a mut [u8; 16],
+    /// The rest.
+    pub(crate) n: &'a mut [u8],
+}
+
+impl<'a> Unit<'a> {
+    /// `data`, of at least [`MIN_LEN`](Aes256Hctr2::MIN_LEN) bytes, under `tweak`, which may have any length.
+    pub fn new(tweak: &'a [u8], data: &'a mut [u8]) -> Result<Self, LengthError> {
+        let (m, n) = split(data)?;
+        Ok(Self { tweak, m, n })
+    }
+}
+
 impl Aes256Hctr2 {
     /// Shortest data, in bytes: one block of AES.
     pub const MIN_LEN: usize = 16;
@@ -49,6 +66,26 @@ impl Aes256Hctr2 {
         kernel::with_key!(&self.key, key => key.decrypt(tweak, m, n));
         Ok(())
     }
+
+    /// Encrypts several pieces of data in place. Faster than one by one where they follow each other with the same
+    /// length.
+    pub fn encrypt_batch(&self, units: &mut [Unit<'_>]) {
+        for units in batches(units) {
+            kernel::with_key!(&self.key, key => key.encrypt_batch(units));
+        }
+    }
+
+    /// Decrypts several pieces of data in place.
+    pub fn decrypt_batch(&self, units: &mut [Unit<'_>]) {
+        for units in batches(units) {
+            kernel::with_key!(&self.key, key => key.decrypt_batch(units));
+        }
+    }
+}
+
+/// Units that kernels take at a time: of the same length, and single ones of one block.
+fn batches<'a, 'b>(units: &'a mut [Unit<'b>]) -> impl Iterator<Item = &'a mut [Unit<'b>]> {
+    units.chunk_by_mut(|a, b| a.n.len() == b.n.len() && !a.n.is_empty())
 }
 
 /// The first block and the rest: M and N of the paper.

@@ -172,16 +172,21 @@ pub(crate) fn xor_of_sums(kernel: Kernel, page: &Page) -> Option<u32> {
     }
 }
 
-/// Bytes of stack that [`wipe_stack`] overwrites: more than the frame of any kernel.
-const STACK: usize = 3072;
-
-/// Overwrites the stack below the caller's frame, where a kernel ran just before.
+/// Overwrites the stack below the caller's frame, where a kernel ran just before: 3 KiB, more than any takes.
 #[inline(never)]
 pub(crate) fn wipe_stack() {
-    // In two parts, because `memset` takes its slow start above 2 KiB.
-    let mut stack = [[0_u64; STACK / 16]; 2];
+    // In parts, because `memset` takes its slow start above 2 KiB.
+    let mut stack = [[0_u64; 192]; 2];
     for part in &mut stack {
         part.fill(0);
         zeroize::optimization_barrier(part);
     }
+}
+
+/// The same for a batch: 12 KiB.
+#[inline(never)]
+pub(crate) fn wipe_stack_of_batch() {
+    let mut stack = [0_u64; 1536];
+    stack.fill(0);
+    zeroize::optimization_barrier(&stack);
 }

@@ -6,8 +6,8 @@ mod common;
 
 use common::kernels;
 use page_cipher::Kernel;
-use page_cipher::gcm_siv::Aes256GcmSiv;
-use page_cipher::hctr2::Aes256Hctr2;
+use page_cipher::gcm_siv::{Aes256GcmSiv, Message};
+use page_cipher::hctr2::{Aes256Hctr2, Unit};
 use page_cipher::pg::{PAGE_SIZE, Page, checksum, checksum_with_kernel};
 use page_cipher::xts::Aes256Xts;
 use proptest::prelude::*;
@@ -187,6 +187,49 @@ fn page_checksums() {
         }
         assert_eq!(checksum(&page, 7), changed);
     }
+}
+
+/// A batch gives what single calls give, whatever the lengths in it.
+#[test]
+fn batches() {
+    let all = Ciphers::all(&key());
+    let mut lens: Vec<Vec<usize>> =
+        (0..12).flat_map(|n| [16, 17, 4064, 8182].map(|len| vec![len; n])).collect();
+    lens.extend([vec![16, 16, 32, 32, 16], vec![100, 8182, 8182, 8182, 5000, 5000], (16..400).collect()]);
+    lens.extend((1..80).map(|blocks| vec![16 * blocks - blocks % 3 + 16; 3]));
+    for (number, lens) in lens.iter().enumerate() {
+        let plain: Vec<Vec<u8>> = lens.iter().map(|len| pattern(*len, number + len)).collect();
+        let tweaks: Vec<[u8; 12]> = (0..lens.len()).map(|i| [(i + number) as u8; 12]).collect();
+        for ciphers in &all {
+            let single = |which| -> (Vec<Vec<u8>>, Vec<[u8; 16]>) {
+                let mut data = plain.clone();
+                let tags = data.iter_mut().zip(&tweaks).map(|(d, t)| ciphers.encrypt(which, t, d)).collect();
+                (data, tags)
+            };
+            let mut data = plain.clone();
+            let units = |data: &mut Vec<Vec<u8>>, cipher: fn(&Aes256Hctr2, &mut [Unit])| {
+                let mut units: Vec<_> =
+                    data.iter_mut().zip(&tweaks).map(|(d, t)| Unit::new(t, d).unwrap()).collect();
+                cipher(&ciphers.hctr2, &mut units);
+            };
+            units(&mut data, Aes256Hctr2::encrypt_batch);
+            assert!(data == single(Which::Hctr2).0, "{}: encrypting {lens:?}", ciphers.kernel);
+            units(&mut data, Aes256Hctr2::decrypt_batch);
+            assert!(data == plain, "{}: decrypting {lens:?}", ciphers.kernel);
+
+            let mut messages: Vec<_> = data
+                .iter_mut()
+                .zip(&tweaks)
+                .map(|(data, nonce)| Message { nonce, aad: nonce, data, tag: [0; 16] })
+                .collect();
+            ciphers.gcm_siv.seal_batch(&mut messages).unwrap();
+            let tags: Vec<_> = messages.iter().map(|message| message.tag).collect();
+            assert!((data, tags) == single(Which::GcmSiv), "{}: sealing {lens:?}", ciphers.kernel);
+        }
+    }
+    let mut none = [Message { nonce: &[0; 12], aad: &[], data: &mut [], tag: [0; 16] }];
+    all[0].gcm_siv.seal_batch(&mut none).unwrap();
+    assert_eq!(none[0].tag, all[0].gcm_siv.seal(&[0; 12], &[], &mut []).unwrap());
 }
 
 /// Memory between two pages that cannot be accessed.

@@ -13,7 +13,7 @@ use std::process::Command;
 
 use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
 use page_cipher::Kernel;
-use page_cipher::gcm_siv::Aes256GcmSiv;
+use page_cipher::gcm_siv::{Aes256GcmSiv, Message};
 use page_cipher::hctr2::Aes256Hctr2;
 use page_cipher::xts::Aes256Xts;
 
@@ -175,6 +175,18 @@ fn nothing_is_left() {
                 <[String; 0]>::default(),
                 "{kernel}, opening {len} bytes"
             );
+            if !data.is_empty() {
+                let (mut first, mut second) = (data.clone(), data.clone());
+                let mut messages = [&mut first, &mut second].map(|data| Message {
+                    nonce: &NONCE,
+                    aad: b"header",
+                    data,
+                    tag: [0; 16],
+                });
+                gcm_siv.seal_batch(&mut messages).unwrap();
+                let left = found(&patterns, "message");
+                assert_eq!(left, <[String; 0]>::default(), "{kernel}, batch of {len} bytes");
+            }
             if len >= 16 {
                 hctr2.encrypt(b"tweak", &mut data).unwrap();
                 hctr2.decrypt(b"tweak", &mut data).unwrap();

@@ -3,6 +3,8 @@
 use aes_gcm_siv::aead::array::Array;
 use aes_gcm_siv::aead::{AeadInOut, KeyInit};
 
+use super::Message;
+
 pub(super) struct GcmSiv(aes_gcm_siv::Aes256GcmSiv);
 
 impl GcmSiv {
@@ -14,6 +16,13 @@ impl GcmSiv {
     pub(super) fn seal(&self, nonce: &[u8; 12], aad: &[u8], data: &mut [u8]) -> [u8; 16] {
         let sealed = self.0.encrypt_inout_detached(&Array::from(*nonce), aad, data.into());
         sealed.expect("the only error is a length that the caller has ruled out").0
+    }
+
+    /// Seals messages one by one.
+    pub(super) fn seal_batch(&self, messages: &mut [Message<'_>]) {
+        for message in messages {
+            message.tag = self.seal(message.nonce, message.aad, message.data);
+        }
     }
 
     /// Decrypts `data` in place. False if the tag is wrong; then the data must be wiped.

@@ -10,6 +10,8 @@ use polyval::Polyval;
 use polyval::universal_hash::UniversalHash;
 use zeroize::{Zeroize, optimization_barrier};
 
+use super::Unit;
+
 /// Blocks of keystream made at a time: as many as the widest implementation in `aes` encrypts at once.
 const BATCH: usize = 64;
 
@@ -39,6 +41,20 @@ impl Hctr2 {
     /// Decrypts `m || n` in place.
     pub(super) fn decrypt(&self, tweak: &[u8], m: &mut [u8; 16], n: &mut [u8]) {
         self.run(tweak, m, n, |block| self.aes.decrypt_block(block));
+    }
+
+    /// Encrypts units one by one.
+    pub(super) fn encrypt_batch(&self, units: &mut [Unit<'_>]) {
+        for unit in units {
+            self.encrypt(unit.tweak, unit.m, unit.n);
+        }
+    }
+
+    /// Decrypts units one by one.
+    pub(super) fn decrypt_batch(&self, units: &mut [Unit<'_>]) {
+        for unit in units {
+            self.decrypt(unit.tweak, unit.m, unit.n);
+        }
     }
 
     /// Decryption differs from encryption only in the direction of the one call of AES on M.

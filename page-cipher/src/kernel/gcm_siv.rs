@@ -1,11 +1,14 @@
 //! GCM-SIV for any instruction set. Names follow RFC 8452, section 4.
 
+use core::marker::PhantomData;
+
 use zeroize::optimization_barrier;
 
 use super::aes::Schedule;
 use super::isa::{Block, Isa, Operation, Vector};
 use super::polyval::Table;
-use super::stream::{Padding, SivCounter, hash, hash_few, xor_keystream};
+use super::stream::{Padding, SivCounter, ToHash, ToXor, hash, hash_few};
+use crate::gcm_siv::Message;
 
 /// The key-generating key, expanded.
 pub(crate) struct GcmSiv<I: Isa<G>, const G: usize> {
@@ -34,7 +37,16 @@ impl<I: Isa<G>, const G: usize> GcmSiv<I, G> {
     }
 }
 
+impl<I: Isa<G>, const G: usize> GcmSiv<I, G> {
+    /// Encrypts messages of one length, not empty, in place, and sets their tags.
+    pub(crate) fn seal_batch(&self, messages: &mut [Message<'_>]) {
+        self.isa.run(SealBatch { key: self, messages });
+        super::wipe_stack_of_batch();
+    }
+}
+
 /// The keys of one message, wiped when it is done.
+#[derive(Clone, Copy)]
 struct MessageKeys<I: Isa<G>, const G: usize> {
     isa: I,
     table: Table<I, G>,
@@ -72,11 +84,12 @@ impl<I: Isa<G>, const G: usize> MessageKeys<I, G> {
         hash_few(self.isa, &self.table, self.isa.number(0), aad)
     }
 
-    /// The first counter block.
+    /// Encryption or decryption of the data that has this tag.
     #[inline(always)]
-    fn counter(&self, tag: I::Block) -> I::Block {
+    fn ctr<'a>(&'a self, tag: I::Block, data: &'a mut [u8]) -> ToXor<'a, I, SivCounter, G> {
         let top = self.isa.number(TOP_BIT);
-        tag.and(self.isa.number(!TOP_BIT)).xor(top)
+        let seed = tag.and(self.isa.number(!TOP_BIT)).xor(top);
+        ToXor { schedule: &self.schedule, seed, data, padding: Padding::Zeros, counter: PhantomData }
     }
 
     #[inline(always)]
@@ -119,17 +132,59 @@ impl<I: Isa<G>, const G: usize> Operation<I> for Seal<'_, I, G> {
         let mut keys = MessageKeys::derive(isa, key, nonce);
         let hashed = hash(isa, &keys.table, keys.hash_aad(aad), data, Padding::Zeros);
         let tag = keys.tag(hashed, aad, data);
-        xor_keystream::<I, SivCounter, false, G>(
-            isa,
-            &keys.schedule,
-            &keys.table,
-            keys.counter(tag),
-            hashed,
-            data,
-            Padding::Zeros,
-        );
+        keys.ctr(tag, data).run(isa);
         keys.wipe();
         tag.bytes()
+    }
+}
+
+struct SealBatch<'a, 'b, I: Isa<G>, const G: usize> {
+    key: &'a GcmSiv<I, G>,
+    messages: &'a mut [Message<'b>],
+}
+
+impl<I: Isa<G>, const G: usize> Operation<I> for SealBatch<'_, '_, I, G> {
+    type Output = ();
+
+    /// A message is hashed while the one before it is encrypted. Its keys are derived one message earlier still,
+    /// because each step of that waits for the step before.
+    #[inline(always)]
+    fn run(self, isa: I) {
+        let Self { key, messages } = self;
+        let [first, ..] = messages else { return };
+        // The keys of the message that is encrypted, of the next, and of the one after that, in turns.
+        let keys = MessageKeys::derive(isa, key, first.nonce);
+        let mut slots = [keys, keys, keys];
+        if let Some(second) = messages.get(1) {
+            slots[1] = MessageKeys::derive(isa, key, second.nonce);
+        }
+        let first = &messages[0];
+        let hashed = hash(isa, &keys.table, keys.hash_aad(first.aad), first.data, Padding::Zeros);
+        let mut tag = keys.tag(hashed, first.aad, first.data);
+        let mut rest = messages;
+        while let [message, others @ ..] = rest {
+            message.tag = tag.bytes();
+            match others {
+                [] => slots[0].ctr(tag, message.data).run(isa),
+                [next, after @ ..] => {
+                    if let [after, ..] = after {
+                        slots[2] = MessageKeys::derive(isa, key, after.nonce);
+                    }
+                    let to_hash = ToHash {
+                        table: &slots[1].table,
+                        state: slots[1].hash_aad(next.aad),
+                        data: next.data,
+                    };
+                    let hashed = slots[0].ctr(tag, message.data).run_beside(isa, &to_hash);
+                    tag = slots[1].tag(hashed, next.aad, next.data);
+                }
+            }
+            slots.rotate_left(1);
+            rest = others;
+        }
+        for keys in &mut slots {
+            keys.wipe();
+        }
     }
 }
 
@@ -148,15 +203,7 @@ impl<I: Isa<G>, const G: usize> Operation<I> for Open<'_, I, G> {
     fn run(self, isa: I) -> bool {
         let Self { key, nonce, aad, data, tag } = self;
         let mut keys = MessageKeys::derive(isa, key, nonce);
-        let hashed = xor_keystream::<I, SivCounter, true, G>(
-            isa,
-            &keys.schedule,
-            &keys.table,
-            keys.counter(isa.block(tag)),
-            keys.hash_aad(aad),
-            data,
-            Padding::Zeros,
-        );
+        let hashed = keys.ctr(isa.block(tag), data).run_and_hash(isa, &keys.table, keys.hash_aad(aad));
         let expected = keys.tag(hashed, aad, data);
         keys.wipe();
         // One comparison of all bits, so that its time does not tell how many agree.

@@ -1,9 +1,12 @@
 //! HCTR2 for any instruction set. Names follow section 3 of the paper, as in the portable implementation.
 
+use core::marker::PhantomData;
+
 use super::aes::Schedule;
 use super::isa::{Block, Isa, Operation, Vector};
 use super::polyval::Table;
-use super::stream::{Padding, Xctr, hash, hash_few, xor_keystream};
+use super::stream::{Padding, ToHash, ToXor, Xctr, hash, hash_few};
+use crate::hctr2::Unit;
 
 /// An expanded key.
 pub(crate) struct Hctr2<I: Isa<G>, const G: usize> {
@@ -31,6 +34,18 @@ impl<I: Isa<G>, const G: usize> Hctr2<I, G> {
     pub(crate) fn decrypt(&self, tweak: &[u8], m: &mut [u8; 16], n: &mut [u8]) {
         self.isa.run(Crypt::<I, false, G> { key: self, tweak, m, n });
         super::wipe_stack();
+    }
+
+    /// Encrypts units of one length in place: any number of more than a block, or one.
+    pub(crate) fn encrypt_batch(&self, units: &mut [Unit<'_>]) {
+        self.isa.run(CryptBatch::<I, true, G> { key: self, units });
+        super::wipe_stack_of_batch();
+    }
+
+    /// Decrypts units likewise.
+    pub(crate) fn decrypt_batch(&self, units: &mut [Unit<'_>]) {
+        self.isa.run(CryptBatch::<I, false, G> { key: self, units });
+        super::wipe_stack_of_batch();
     }
 
     /// The hash after the length block and the tweak.
@@ -72,11 +87,67 @@ impl<I: Isa<G>, const ENCRYPT: bool, const G: usize> Operation<I> for Crypt<'_, 
     fn run(self, isa: I) {
         let Self { key, tweak, m, n } = self;
         let tweaked = key.hash_tweak(tweak, n.len());
-        let mm = isa.block(m).xor(hash(isa, &key.table, tweaked, n, Padding::One));
+        let hashed = hash(isa, &key.table, tweaked, n, Padding::One);
+        let middle = Middle::new::<ENCRYPT>(key, tweaked, m, hashed);
+        let hashed = middle.xctr(key, n).run_and_hash(isa, &key.table, tweaked);
+        *m = middle.uu.xor(hashed).bytes();
+    }
+}
+
+/// What is known between the two passes over N.
+struct Middle<I: Isa<G>, const G: usize> {
+    tweaked: I::Block,
+    uu: I::Block,
+    seed: I::Block,
+}
+
+impl<I: Isa<G>, const G: usize> Middle<I, G> {
+    #[inline(always)]
+    fn new<const ENCRYPT: bool>(
+        key: &Hctr2<I, G>,
+        tweaked: I::Block,
+        m: &[u8; 16],
+        hashed: I::Block,
+    ) -> Self {
+        let mm = key.isa.block(m).xor(hashed);
         let uu = if ENCRYPT { key.schedule.encrypt([mm])[0] } else { key.inverse.decrypt(mm) };
-        let seed = mm.xor3(uu, key.l);
-        let hashed =
-            xor_keystream::<I, Xctr, true, G>(isa, &key.schedule, &key.table, seed, tweaked, n, Padding::One);
-        *m = uu.xor(hashed).bytes();
+        Self { tweaked, uu, seed: mm.xor3(uu, key.l) }
+    }
+
+    #[inline(always)]
+    fn xctr<'a>(&self, key: &'a Hctr2<I, G>, n: &'a mut [u8]) -> ToXor<'a, I, Xctr, G> {
+        let (schedule, seed) = (&key.schedule, self.seed);
+        ToXor { schedule, seed, data: n, padding: Padding::One, counter: PhantomData }
+    }
+}
+
+struct CryptBatch<'a, 'b, I: Isa<G>, const ENCRYPT: bool, const G: usize> {
+    key: &'a Hctr2<I, G>,
+    units: &'a mut [Unit<'b>],
+}
+
+impl<I: Isa<G>, const ENCRYPT: bool, const G: usize> Operation<I> for CryptBatch<'_, '_, I, ENCRYPT, G> {
+    type Output = ();
+
+    /// The first pass over a unit goes beside the second pass over the one before it.
+    #[inline(always)]
+    fn run(self, isa: I) {
+        let Self { key, units } = self;
+        let mut units = units.iter_mut().map(|unit| (unit.tweak, &mut *unit.m, &mut *unit.n));
+        let Some((tweak, mut m, mut n)) = units.next() else { return };
+        let tweaked = key.hash_tweak(tweak, n.len());
+        let mut middle =
+            Middle::new::<ENCRYPT>(key, tweaked, m, hash(isa, &key.table, tweaked, n, Padding::One));
+        for (tweak, next_m, next_n) in units {
+            let tweaked = key.hash_tweak(tweak, next_n.len());
+            let to_hash = ToHash { table: &key.table, state: tweaked, data: next_n };
+            let (hashed, next_hashed) =
+                middle.xctr(key, n).run_and_hash_beside(isa, &key.table, middle.tweaked, &to_hash);
+            *m = middle.uu.xor(hashed).bytes();
+            middle = Middle::new::<ENCRYPT>(key, tweaked, next_m, next_hashed);
+            (m, n) = (next_m, next_n);
+        }
+        let hashed = middle.xctr(key, n).run_and_hash(isa, &key.table, middle.tweaked);
+        *m = middle.uu.xor(hashed).bytes();
     }
 }

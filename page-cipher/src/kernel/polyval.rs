@@ -43,6 +43,11 @@ pub(super) struct Sum<V> {
 
 impl<V: Vector> Sum<V> {
     #[inline(always)]
+    pub(super) fn zero<I: Isa<G, Vector = V>, const G: usize>(isa: I) -> Self {
+        Self { r: isa.zero(), f: isa.zero() }
+    }
+
+    #[inline(always)]
     fn add_r(&mut self, m: V, factor: V) {
         self.r = self.r.xor3(m.clmul_low(factor), m.clmul_high(factor));
     }
@@ -163,7 +168,7 @@ impl<I: Isa<G>, const G: usize> Table<I, G> {
     /// The hash, from the state of all lanes.
     #[inline(always)]
     pub(super) fn finish(&self, state: I::Vector) -> I::Block {
-        let mut sum = Sum { r: self.isa.zero(), f: self.isa.zero() };
+        let mut sum = Sum::zero(self.isa);
         sum.add_f(state, self.tail.f);
         sum.add_r(state, self.tail.r);
         let folded = Sum { r: sum.r.fold(), f: sum.f.fold() };

@@ -14,7 +14,7 @@ use core::marker::PhantomData;
 
 use super::aes::Schedule;
 use super::isa::{Isa, Vector};
-use super::polyval::Table;
+use super::polyval::{Sum, Table};
 
 /// How blocks are numbered for the keystream.
 pub(super) trait Counter {
@@ -135,26 +135,49 @@ fn xor_whole<I: Isa<G>, const G: usize>(
         *vector = vector.xor(isa.load(bytes));
         vector.store(bytes);
     }
-    let _ = isa;
     group
 }
 
-/// XORs `state`, the hash so far, to the first block of the first group.
-#[inline(always)]
-fn add_state<I: Isa<G>, const G: usize>(group: &mut [I::Vector; G], missing: usize, state: I::Block) {
-    for (index, vector) in group.iter_mut().enumerate() {
-        if index == missing / I::Vector::LANES {
-            *vector = vector.xor(I::Vector::at_lane(state, missing % I::Vector::LANES));
-        }
-    }
+/// A hash in progress.
+struct Hasher<'a, I: Isa<G>, const G: usize> {
+    table: &'a Table<I, G>,
+    lanes: I::Vector,
+    /// The latest group, not absorbed yet.
+    group: [I::Vector; G],
 }
 
-/// XORs the padding after `len` bytes of data to the last group.
-#[inline(always)]
-fn add_padding<I: Isa<G>, const G: usize>(isa: I, group: &mut [I::Vector; G], len: usize, padding: Padding) {
-    if padding == Padding::One && !len.is_multiple_of(16) {
-        let byte = isa.number(1 << (8 * (len % 16)));
-        group[G - 1] = group[G - 1].xor(I::Vector::at_lane(byte, I::Vector::LANES - 1));
+impl<'a, I: Isa<G>, const G: usize> Hasher<'a, I, G> {
+    /// Goes on from `state` with the first group of some data, which lacks `missing` blocks.
+    #[inline(always)]
+    fn new(
+        isa: I,
+        table: &'a Table<I, G>,
+        state: I::Block,
+        mut group: [I::Vector; G],
+        missing: usize,
+    ) -> Self {
+        for (index, vector) in group.iter_mut().enumerate() {
+            if index == missing / I::Vector::LANES {
+                *vector = vector.xor(I::Vector::at_lane(state, missing % I::Vector::LANES));
+            }
+        }
+        Self { table, lanes: isa.zero(), group }
+    }
+
+    #[inline(always)]
+    fn absorb(&mut self) {
+        self.lanes = self.table.absorb(self.lanes, &self.group);
+    }
+
+    /// Absorbs the last group, of data of `len` bytes.
+    #[inline(always)]
+    fn finish(mut self, isa: I, len: usize, padding: Padding) -> I::Block {
+        if padding == Padding::One && !len.is_multiple_of(16) {
+            let byte = isa.number(1 << (8 * (len % 16)));
+            self.group[G - 1] = self.group[G - 1].xor(I::Vector::at_lane(byte, I::Vector::LANES - 1));
+        }
+        self.absorb();
+        self.table.finish(self.lanes)
     }
 }
 
@@ -172,20 +195,18 @@ pub(super) fn hash<I: Isa<G>, const G: usize>(
     }
     let front = Front::new::<I, G>(data.len());
     let (first, rest) = data.split_at(front.bytes);
-    let mut group = load_ragged::<I, G>(isa, first, front.missing);
-    add_state::<I, G>(&mut group, front.missing, state);
-    let mut lanes = isa.zero();
+    let group = load_ragged::<I, G>(isa, first, front.missing);
+    let mut hasher = Hasher::new(isa, table, state, group, front.missing);
     let mut wholes = rest.chunks_exact(16 * group_blocks::<I, G>());
     for whole in &mut wholes {
-        lanes = table.absorb(lanes, &group);
-        group = load_whole::<I, G>(isa, whole);
+        hasher.absorb();
+        hasher.group = load_whole::<I, G>(isa, whole);
     }
     if !wholes.remainder().is_empty() {
-        lanes = table.absorb(lanes, &group);
-        group = load_ragged::<I, G>(isa, wholes.remainder(), 0);
+        hasher.absorb();
+        hasher.group = load_ragged::<I, G>(isa, wholes.remainder(), 0);
     }
-    add_padding::<I, G>(isa, &mut group, data.len(), padding);
-    table.finish(table.absorb(lanes, &group))
+    hasher.finish(isa, data.len(), padding)
 }
 
 /// Absorbs a few blocks, the last with zeros after it: one multiplication after another, for which a group would be
@@ -250,21 +271,19 @@ impl<I: Isa<G>, C: Counter, const G: usize> Keystream<I, C, G> {
         if C::XOR { self.numbers.add64(step) } else { self.numbers.add32(step) }
     }
 
-    /// The keystream of the next group. At the same time absorbs the group `x` into `state`: the two use
+    /// The keystream of the next group. At the same time the hashes absorb their groups: multiplication and AES are
     /// different units of the processor.
     #[inline(always)]
-    fn next<const HASH: bool>(
-        &mut self,
-        table: &Table<I, G>,
-        state: &mut I::Vector,
-        x: &[I::Vector; G],
-    ) -> [I::Vector; G] {
+    fn next<const H: usize>(&mut self, mut hashers: [&mut Hasher<'_, I, G>; H]) -> [I::Vector; G] {
         let mut blocks = [self.numbers; G];
         for (index, block) in blocks.iter_mut().enumerate() {
             *block = self.advanced(index * I::Vector::LANES).xor(self.keys[0]);
         }
         self.numbers = self.advanced(group_blocks::<I, G>());
-        let mut sum = table.begin(x);
+        let mut sums = [Sum::zero(self.isa); H];
+        for (sum, hasher) in sums.iter_mut().zip(&hashers) {
+            *sum = hasher.table.begin(&hasher.group);
+        }
         let per_round = Table::<I, G>::STEPS / 8;
         // Written out, because the compiler does not unroll a loop of this size.
         macro_rules! rounds {
@@ -273,13 +292,16 @@ impl<I: Isa<G>, C: Counter, const G: usize> Keystream<I, C, G> {
                     for block in &mut blocks {
                         *block = block.aes(self.keys[$round]);
                     }
-                    if HASH && $round <= 8 {
-                        for step in 0..per_round {
-                            table.add_step(per_round * ($round - 1) + step, *state, x, &mut sum);
+                    for (sum, hasher) in sums.iter_mut().zip(&mut hashers) {
+                        if $round <= 8 {
+                            for step in 0..per_round {
+                                let step = per_round * ($round - 1) + step;
+                                hasher.table.add_step(step, hasher.lanes, &hasher.group, sum);
+                            }
                         }
-                    }
-                    if HASH && $round == 10 {
-                        *state = table.reduce(sum);
+                        if $round == 10 {
+                            hasher.lanes = hasher.table.reduce(*sum);
+                        }
                     }
                 )*
             };
@@ -292,41 +314,127 @@ impl<I: Isa<G>, C: Counter, const G: usize> Keystream<I, C, G> {
     }
 }
 
-/// XORs `data` with the keystream of `seed`, and if `HASH`, absorbs the result into `state`.
-#[inline(always)]
-pub(super) fn xor_keystream<I: Isa<G>, C: Counter, const HASH: bool, const G: usize>(
-    isa: I,
-    schedule: &Schedule<I::Block>,
-    table: &Table<I, G>,
-    seed: I::Block,
-    state: I::Block,
-    data: &mut [u8],
-    padding: Padding,
-) -> I::Block {
-    if data.is_empty() {
-        return state;
+/// Data to be hashed, and the hash before it.
+pub(super) struct ToHash<'a, I: Isa<G>, const G: usize> {
+    pub(super) table: &'a Table<I, G>,
+    pub(super) state: I::Block,
+    pub(super) data: &'a [u8],
+}
+
+/// XORs data with a keystream.
+pub(super) struct ToXor<'a, I: Isa<G>, C, const G: usize> {
+    pub(super) schedule: &'a Schedule<I::Block>,
+    pub(super) seed: I::Block,
+    pub(super) data: &'a mut [u8],
+    pub(super) padding: Padding,
+    pub(super) counter: PhantomData<C>,
+}
+
+impl<I: Isa<G>, C: Counter, const G: usize> ToXor<'_, I, C, G> {
+    #[inline(always)]
+    pub(super) fn run(self, isa: I) {
+        if self.data.is_empty() {
+            return;
+        }
+        let front = Front::new::<I, G>(self.data.len());
+        let mut keystream = Keystream::<I, C, G>::new(isa, self.schedule, self.seed, front.missing);
+        let (first, rest) = self.data.split_at_mut(front.bytes);
+        xor_ragged::<I, G>(isa, first, front.missing, &keystream.next([]));
+        let mut wholes = rest.chunks_exact_mut(16 * group_blocks::<I, G>());
+        for whole in &mut wholes {
+            xor_whole::<I, G>(isa, whole, &keystream.next([]));
+        }
+        let last = wholes.into_remainder();
+        if !last.is_empty() {
+            xor_ragged::<I, G>(isa, last, 0, &keystream.next([]));
+        }
     }
-    let len = data.len();
-    let front = Front::new::<I, G>(len);
-    let mut keystream = Keystream::<I, C, G>::new(isa, schedule, seed, front.missing);
-    let mut lanes = isa.zero();
-    let (first, rest) = data.split_at_mut(front.bytes);
-    let blocks = keystream.next::<false>(table, &mut lanes, &[isa.zero(); G]);
-    let mut group = xor_ragged::<I, G>(isa, first, front.missing, &blocks);
-    add_state::<I, G>(&mut group, front.missing, state);
-    let mut wholes = rest.chunks_exact_mut(16 * group_blocks::<I, G>());
-    for whole in &mut wholes {
-        let blocks = keystream.next::<HASH>(table, &mut lanes, &group);
-        group = xor_whole::<I, G>(isa, whole, &blocks);
+
+    /// The same, and absorbs the result into the hash `state`.
+    #[inline(always)]
+    pub(super) fn run_and_hash(self, isa: I, table: &Table<I, G>, state: I::Block) -> I::Block {
+        if self.data.is_empty() {
+            return state;
+        }
+        let len = self.data.len();
+        let front = Front::new::<I, G>(len);
+        let mut keystream = Keystream::<I, C, G>::new(isa, self.schedule, self.seed, front.missing);
+        let (first, rest) = self.data.split_at_mut(front.bytes);
+        let group = xor_ragged::<I, G>(isa, first, front.missing, &keystream.next([]));
+        let mut hasher = Hasher::new(isa, table, state, group, front.missing);
+        let mut wholes = rest.chunks_exact_mut(16 * group_blocks::<I, G>());
+        for whole in &mut wholes {
+            let blocks = keystream.next([&mut hasher]);
+            hasher.group = xor_whole::<I, G>(isa, whole, &blocks);
+        }
+        let last = wholes.into_remainder();
+        if !last.is_empty() {
+            let blocks = keystream.next([&mut hasher]);
+            hasher.group = xor_ragged::<I, G>(isa, last, 0, &blocks);
+        }
+        hasher.finish(isa, len, self.padding)
     }
-    let last = wholes.into_remainder();
-    if !last.is_empty() {
-        let blocks = keystream.next::<HASH>(table, &mut lanes, &group);
-        group = xor_ragged::<I, G>(isa, last, 0, &blocks);
+
+    /// Like [`run`](Self::run), and hashes other data of the same length, which is not empty.
+    #[inline(always)]
+    pub(super) fn run_beside(self, isa: I, other: &ToHash<'_, I, G>) -> I::Block {
+        assert_eq!(self.data.len(), other.data.len(), "both must have the same groups");
+        let len = self.data.len();
+        let front = Front::new::<I, G>(len);
+        let mut keystream = Keystream::<I, C, G>::new(isa, self.schedule, self.seed, front.missing);
+        let (first, rest) = self.data.split_at_mut(front.bytes);
+        let (other_first, other_rest) = other.data.split_at(front.bytes);
+        xor_ragged::<I, G>(isa, first, front.missing, &keystream.next([]));
+        let group = load_ragged::<I, G>(isa, other_first, front.missing);
+        let mut hasher = Hasher::new(isa, other.table, other.state, group, front.missing);
+        let mut wholes = rest.chunks_exact_mut(16 * group_blocks::<I, G>());
+        let mut other_wholes = other_rest.chunks_exact(16 * group_blocks::<I, G>());
+        for (whole, other_whole) in (&mut wholes).zip(&mut other_wholes) {
+            let blocks = keystream.next([&mut hasher]);
+            xor_whole::<I, G>(isa, whole, &blocks);
+            hasher.group = load_whole::<I, G>(isa, other_whole);
+        }
+        let last = wholes.into_remainder();
+        if !last.is_empty() {
+            let blocks = keystream.next([&mut hasher]);
+            xor_ragged::<I, G>(isa, last, 0, &blocks);
+            hasher.group = load_ragged::<I, G>(isa, other_wholes.remainder(), 0);
+        }
+        hasher.finish(isa, len, self.padding)
     }
-    if !HASH {
-        return state;
+
+    /// Like [`run_and_hash`](Self::run_and_hash) and [`run_beside`](Self::run_beside) at once: both hashes.
+    #[inline(always)]
+    pub(super) fn run_and_hash_beside(
+        self,
+        isa: I,
+        table: &Table<I, G>,
+        state: I::Block,
+        other: &ToHash<'_, I, G>,
+    ) -> (I::Block, I::Block) {
+        assert_eq!(self.data.len(), other.data.len(), "both must have the same groups");
+        let len = self.data.len();
+        let front = Front::new::<I, G>(len);
+        let mut keystream = Keystream::<I, C, G>::new(isa, self.schedule, self.seed, front.missing);
+        let (first, rest) = self.data.split_at_mut(front.bytes);
+        let (other_first, other_rest) = other.data.split_at(front.bytes);
+        let group = xor_ragged::<I, G>(isa, first, front.missing, &keystream.next([]));
+        let mut own = Hasher::new(isa, table, state, group, front.missing);
+        let group = load_ragged::<I, G>(isa, other_first, front.missing);
+        let mut beside = Hasher::new(isa, other.table, other.state, group, front.missing);
+        let mut wholes = rest.chunks_exact_mut(16 * group_blocks::<I, G>());
+        let mut other_wholes = other_rest.chunks_exact(16 * group_blocks::<I, G>());
+        for (whole, other_whole) in (&mut wholes).zip(&mut other_wholes) {
+            let blocks = keystream.next([&mut own, &mut beside]);
+            own.group = xor_whole::<I, G>(isa, whole, &blocks);
+            beside.group = load_whole::<I, G>(isa, other_whole);
+        }
+        let last = wholes.into_remainder();
+        if !last.is_empty() {
+            let blocks = keystream.next([&mut own, &mut beside]);
+            own.group = xor_ragged::<I, G>(isa, last, 0, &blocks);
+            beside.group = load_ragged::<I, G>(isa, other_wholes.remainder(), 0);
+        }
+        (own.finish(isa, len, self.padding), beside.finish(isa, len, self.padding))
     }
-    add_padding::<I, G>(isa, &mut group, len, padding);
-    table.finish(table.absorb(lanes, &group))
 }
