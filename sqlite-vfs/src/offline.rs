@@ -39,6 +39,8 @@ pub enum Identified {
     Empty,
     /// Zeros at its beginning: page 1 was never written, or its write was cut short.
     Torn,
+    /// An encrypted database whose clear header names no page size: it was changed, or its write was cut short.
+    NoPageSize,
     /// An encrypted database in the format of a later release.
     Later(u8),
     /// Anything else.
@@ -178,7 +180,7 @@ pub fn identify(path: &Path) -> Result<Identified> {
             Some(facts) => {
                 Identified::Encrypted(DatabaseFile { path: path.into(), file, id: found.id, facts })
             }
-            None => Identified::Foreign,
+            None => Identified::NoPageSize,
         },
         Found::Foreign => Identified::Foreign,
     })
@@ -358,5 +360,24 @@ impl DatabaseFile {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_page_is_where_sqlite_leaves_it() {
+        let file = tempfile::tempfile().unwrap();
+        let facts =
+            ClearFacts { page_size: 0, reserved: 32, wal_mode: false, change_counter: 1, free_pages: 0 };
+        let mut database = DatabaseFile { path: "test".into(), file, id: FileId([0; 12]), facts };
+        // PENDING_BYTE_PAGE of SQLite's pager.c: 1 GiB / page size + 1.
+        for (page_size, page) in [(512, 2_097_153), (1024, 1_048_577), (4096, 262_145), (65536, 16_385)] {
+            database.facts.page_size = page_size;
+            assert!(database.is_lock_page(page));
+            assert!(!database.is_lock_page(page - 1) && !database.is_lock_page(page + 1));
+        }
     }
 }

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use keyring::KeyringError;
+use sqlite_vfs::keys::KeysError;
 
 use crate::output::Output;
 
@@ -102,7 +103,11 @@ fn run(command: Command, output: &Output) -> CliResult {
 
 /// Damage and the like is a problem found; what could not be tried at all is not.
 fn exit_code(error: &(dyn Error + 'static)) -> u8 {
-    match error.downcast_ref::<KeyringError>() {
+    let by_keys = || match error.downcast_ref::<KeysError>() {
+        Some(KeysError::Keyring(error)) => Some(&**error),
+        _ => None,
+    };
+    match error.downcast_ref::<KeyringError>().or_else(by_keys) {
         Some(error) if is_problem(error) => 1,
         _ => 2,
     }

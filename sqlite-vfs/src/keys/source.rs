@@ -110,10 +110,10 @@ impl Configured {
             for keyring in &open {
                 let keys = self.find_in(keyring, id, |unlocked| {
                     if thorough {
-                        unlocked.find_sqlite_file(&id.0)
-                    } else {
-                        unlocked.hinted_sqlite_file(&id.0)
+                        return unlocked.find_sqlite_file(&id.0);
                     }
+                    // A record that cannot be read must not hide a good one in another keyring; the thorough look reports it.
+                    Ok(unlocked.hinted_sqlite_file(&id.0).unwrap_or(None))
                 })?;
                 found.extend(keys.map(|keys| (keyring, keys)));
             }

@@ -12,7 +12,7 @@ use sqlite_vfs::offline;
 use super::progress::{Progress, Stopped};
 use super::replace::{Copy, users_of};
 use super::sidecar::{Sidecars, beside};
-use super::{Result, SqliteError, Target, at, compare, connect, encrypted, plaintext, uri};
+use super::{Access, Result, SqliteError, Target, at, compare, connect, encrypted, plaintext, uri};
 use crate::output::{Output, size};
 use crate::{CliResult, Outcome};
 
@@ -60,19 +60,20 @@ const PLAIN: &str = "vfs=unix";
 pub(super) fn encrypt(args: &Args, output: &Output) -> CliResult {
     let path = args.target.path()?;
     plaintext(&path)?;
-    args.target.register()?;
+    let access = args.target.login()?;
     // The temporary files of this connection stay in memory.
-    convert(&path, PLAIN, "vfs=tde&plain_temp=1", args, output)
+    convert(&path, PLAIN, "vfs=tde&plain_temp=1", &access, args, output)
 }
 
 pub(super) fn decrypt(args: &Args, output: &Output) -> CliResult {
     let path = args.target.path()?;
     drop(encrypted(&path)?);
-    args.target.register()?;
-    convert(&path, "vfs=tde", "vfs=unix&reserve=0", args, output)
+    let access = args.target.login()?;
+    convert(&path, "vfs=tde", "vfs=unix&reserve=0", &access, args, output)
 }
 
-fn convert(path: &Path, from: &str, to: &str, args: &Args, output: &Output) -> CliResult {
+fn convert(path: &Path, from: &str, to: &str, access: &Access, args: &Args, output: &Output) -> CliResult {
+    access.register()?;
     let start = Instant::now();
     let progress = Progress::new(output)?;
     refuse_names(path, args.keep.as_deref())?;
@@ -92,7 +93,7 @@ fn convert(path: &Path, from: &str, to: &str, args: &Args, output: &Output) -> C
     }
     compare::same((path, &original), (copy.path(), &second), &progress)?;
     second.close().map_err(|(_, error)| at(copy.path())(error))?;
-    let file_id = check_on_disk(args, &copy, to, &progress)?;
+    let file_id = check_on_disk(access, &copy, to, &progress)?;
     if progress.stopped() {
         return Err(Stopped("the database was left as it is").into());
     }
@@ -185,14 +186,14 @@ fn copy_into(
 }
 
 /// The copy as it lies there, without SQLite. Returns its id if it is encrypted.
-fn check_on_disk(args: &Args, copy: &Copy, to: &str, progress: &Progress) -> Result<Option<String>> {
+fn check_on_disk(access: &Access, copy: &Copy, to: &str, progress: &Progress) -> Result<Option<String>> {
     Sidecars::of(copy.path())?.refuse_unfinished(copy.path())?;
     if to.starts_with(PLAIN) {
         plaintext(copy.path())?;
         return Ok(None);
     }
     let file = encrypted(copy.path())?;
-    let keys = args.target.keys(&file)?;
+    let keys = access.keys(copy.path(), &file)?;
     let bar = progress.bar("verifying", file.pages()?.into());
     let verdict = file.verify(&keys, |_| {
         bar.inc(1);

@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args, output: &Output) -> CliResult {
             info.file_id = Some(file.id().to_string());
             info.pages_by_key_version = Some(file.versions(|_| ControlFlow::Continue(()))?);
             if args.target.names_keys() {
-                info.keys = Some(keys_of(&args.target, &file)?);
+                info.keys = Some(keys_of(&args.target, &path, &file)?);
             }
             info
         }
@@ -102,8 +102,8 @@ fn facts_of(path: &Path, clear: ClearFacts) -> Result<Info> {
     })
 }
 
-fn keys_of(target: &Target, file: &DatabaseFile) -> Result<Keys> {
-    let keys = target.keys(file)?;
+fn keys_of(target: &Target, path: &Path, file: &DatabaseFile) -> Result<Keys> {
+    let keys = target.login()?.keys(path, file)?;
     let scope = keys.scope()?;
     let versions = scope.versions.iter().map(|version| Version {
         version: version.version.0,

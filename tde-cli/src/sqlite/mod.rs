@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
+use hsm_engine::SoftUri;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_vfs::keys::{Configured, FileKeys, KeySource as _, PinCallback, Settings};
 use sqlite_vfs::offline::{self, ClearFacts, DatabaseFile, Identified};
@@ -71,6 +72,10 @@ pub(crate) enum NotThat {
         "the first page of {0} is zero: it was never written, or its write was cut short; restore the file from a backup"
     )]
     Torn(String),
+    #[error(
+        "the header of {0} names no page size: it was changed, or its write was cut short; restore the file from a backup"
+    )]
+    NoPageSize(String),
     #[error("{path} has format version {format}, which this program does not know; use a newer release")]
     Later { path: String, format: u8 },
     #[error("{0} is no SQLite database, neither plaintext nor encrypted by tde")]
@@ -83,30 +88,49 @@ impl Target {
         self.file.canonicalize().map_err(|source| At { path: self.file.clone(), source }.into())
     }
 
-    fn settings(&self) -> Result<Settings> {
-        let hsm = self.hsm.hsm.clone().ok_or(MissingOption::Hsm)?;
-        let args = self.hsm.clone();
-        let ask: PinCallback = Arc::new(move |uri| args.pin(uri));
-        Ok(Settings::new().keyring(self.keyring.directory()?)?.hsm(hsm).pin_callback(ask))
-    }
-
     /// Whether the options name keyring and HSM.
     fn names_keys(&self) -> bool {
         self.keyring.keyring.is_some() && self.hsm.hsm.is_some()
     }
 
+    /// Logs in, which may ask for a PIN.
+    fn login(&self) -> Result<Access> {
+        let access = Access {
+            keyring: self.keyring.directory()?.to_path_buf(),
+            hsm: self.hsm.hsm.clone().ok_or(MissingOption::Hsm)?,
+            ask: {
+                let args = self.hsm.clone();
+                Arc::new(move |uri| args.pin(uri))
+            },
+        };
+        access.source()?.ready(&self.file.display().to_string())?;
+        Ok(access)
+    }
+}
+
+/// Where keys come from; logged in.
+struct Access {
+    keyring: PathBuf,
+    hsm: SoftUri,
+    /// One for both ways to the keys, so that they share one login.
+    ask: PinCallback,
+}
+
+impl Access {
+    fn source(&self) -> Result<Configured> {
+        let settings = Settings::new().keyring(&self.keyring)?.hsm(self.hsm.clone());
+        Ok(Configured::new(settings.pin_callback(Arc::clone(&self.ask)), Settings::new()))
+    }
+
     /// The keys of an encrypted file.
-    fn keys(&self, file: &DatabaseFile) -> Result<Arc<FileKeys>> {
-        let source = Configured::new(self.settings()?, Settings::new());
-        Ok(source.existing(file.id(), &self.file.display().to_string())?)
+    fn keys(&self, path: &Path, file: &DatabaseFile) -> Result<Arc<FileKeys>> {
+        Ok(self.source()?.existing(file.id(), &path.display().to_string())?)
     }
 
     /// Makes `vfs=tde` known to this program's SQLite, with these keys.
     fn register(&self) -> Result<()> {
-        let hsm = self.hsm.hsm.as_ref().ok_or(MissingOption::Hsm)?;
-        let args = self.hsm.clone();
-        let vfs = tde_rusqlite::Vfs::builder().keyring(self.keyring.directory()?)?.hsm(&hsm.to_string())?;
-        vfs.pin_callback(Arc::new(move |uri| args.pin(uri))).register()?;
+        let vfs = tde_rusqlite::Vfs::builder().keyring(&self.keyring)?.hsm(&self.hsm.to_string())?;
+        vfs.pin_callback(Arc::clone(&self.ask)).register()?;
         Ok(())
     }
 }
@@ -132,6 +156,7 @@ fn neither(path: &Path, what: &Identified) -> NotThat {
     match what {
         Identified::Empty => NotThat::Empty(path),
         Identified::Torn => NotThat::Torn(path),
+        Identified::NoPageSize => NotThat::NoPageSize(path),
         Identified::Later(format) => NotThat::Later { path, format: *format },
         _ => NotThat::Foreign(path),
     }

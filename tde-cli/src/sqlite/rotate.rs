@@ -73,12 +73,13 @@ pub(super) fn run(args: &Args, output: &Output) -> CliResult {
     if args.max_rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
         return Err(Blocked::Rate.into());
     }
-    let progress = Progress::new(output)?;
     let path = args.target.path()?;
     // Open for longer than the connection: closing it would give up SQLite's locks.
     let file = encrypted(&path)?;
-    args.target.register()?;
-    let keys = args.target.keys(&file)?;
+    let access = args.target.login()?;
+    access.register()?;
+    let keys = access.keys(&path, &file)?;
+    let progress = Progress::new(output)?;
     let connection = connect(&path, "vfs=tde")?;
     connection.busy_timeout(BUSY).map_err(at(&path))?;
     // Fails now if page 1 does not open, and recovers what a crash left.

@@ -36,10 +36,10 @@ struct Problem {
 }
 
 pub(super) fn run(args: &Args, output: &Output) -> CliResult {
-    let progress = Progress::new(output)?;
     let path = args.target.path()?;
     let file = encrypted(&path)?;
-    let keys = args.target.keys(&file)?;
+    let keys = args.target.login()?.keys(&path, &file)?;
+    let progress = Progress::new(output)?;
     let bar = progress.bar("verifying", file.pages()?.into());
     let verdict = file.verify(&keys, |_| {
         bar.inc(1);
