@@ -284,7 +284,8 @@ fn a_relation_of_more_than_one_segment_works() {
     let first = cluster.file_of("big");
     let second = format!("{}.1", first.display());
     assert_eq!(fs::metadata(&first).unwrap().len(), 1 << 30);
-    assert_eq!(fs::metadata(&second).unwrap().len(), (132_000 - 131_072) * 8192);
+    // PostgreSQL 16 and later extend by more than they need.
+    assert!(fs::metadata(&second).unwrap().len() >= (132_000 - 131_072) * 8192);
     assert!(plain_mode() || !files::contains(&fs::read(&second).unwrap(), b"canary"));
     let around = "SELECT string_agg(left(secret, 13), ' ' ORDER BY id) FROM big WHERE ctid IN ('(131071,1)', '(131072,1)', '(131999,1)')";
     let expected = "canary-131071 canary-131072 canary-131999";

@@ -4,8 +4,10 @@
 mod canary;
 mod crash;
 mod ddl;
+mod double_write;
 mod interrupted;
 mod keys;
+mod races;
 mod refusals;
 mod regress;
 mod restore;
@@ -14,3 +16,4 @@ mod standby;
 mod stock_tools;
 mod tamper;
 mod torn;
+mod unsupported;

@@ -121,6 +121,13 @@ fn no_hsm_configured() {
 }
 
 #[test]
+fn no_pin_command_configured() {
+    let mut cluster = stopped();
+    cluster.configure("pg_tde.pin_command", "");
+    refused(&mut cluster, &["pg_tde.pin_command is not set"], SOON);
+}
+
+#[test]
 fn an_hsm_uri_that_means_nothing() {
     let mut cluster = stopped();
     cluster.configure("pg_tde.hsm", "hard:/dev/tpm0");

@@ -7,8 +7,11 @@ use std::process::Command;
 
 use tde_tests::{Cluster, PgRoot, Scratch, command_output, files, plain_mode};
 
-/// The tests of the suite, from the source package of the installed server.
+/// The tests of the suite, from the source package of the installed server, or where `TDE_PG_SOURCE` says that they lie unpacked.
 fn source(scratch: &Path) -> PathBuf {
+    if let Some(unpacked) = std::env::var_os("TDE_PG_SOURCE").filter(|dir| !dir.is_empty()) {
+        return Path::new(&unpacked).join("src/test");
+    }
     let root = scratch.join("source");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("regress-source.sh");
     command_output(Command::new(script).arg(&root).arg(PgRoot::get().major().to_string()));

@@ -50,7 +50,12 @@ fn processes(cluster: &Cluster) -> Vec<Process> {
 
 #[test]
 fn the_pin_is_nowhere() {
-    let mut cluster = Cluster::with_tde();
+    // With a log that tells everything.
+    let mut cluster = Cluster::builder()
+        .conf("log_min_messages", "debug5")
+        .conf("log_statement", "all")
+        .conf("log_error_verbosity", "verbose")
+        .start();
     let pin = cluster.hsm().pin.clone().into_bytes();
     cluster.encrypted_tablespace("secure");
     cluster.run("CREATE TABLE t TABLESPACE secure AS SELECT i FROM generate_series(1, 1000) i");
