@@ -10,7 +10,6 @@
 //! # let dir = scratch.path();
 //! # let (officer_pin, pin) = (Pin::generate()?, Pin::generate()?);
 //! # let hsm = Hsm::initialize_dir(&dir.join("hsm"), &Initialize::new(&officer_pin, &pin))?;
-//! # keyring::MasterKey::generate_version(&mut keyring::SoftHsm::create(hsm.login("user", &pin)?, "master")?)?;
 //! # pin.write_new_file(dir.join("pin"))?;
 //! # let hsm_uri = format!("soft:{}", dir.join("hsm").display());
 //! tde_rusqlite::Vfs::builder()
