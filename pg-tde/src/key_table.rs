@@ -252,6 +252,11 @@ impl KeyTable {
         self.lines().find(|line| line.tablespace == tablespace && line.end == OPEN_END)
     }
 
+    /// Whether there is no room for another line.
+    pub(crate) fn is_full(&self) -> bool {
+        self.used.load(Acquire) as usize >= MAX_ENTRIES
+    }
+
     /// Adds a line. The caller holds the writers' lock.
     ///
     /// # Errors
@@ -429,8 +434,10 @@ mod tests {
     fn a_full_table_is_an_error() {
         let table = table();
         for line in 0..MAX_ENTRIES as u64 {
+            assert!(!table.is_full());
             table.add(line, 1, 1, CipherId::Aes256Hctr2, 0, OPEN_END).expect("room");
         }
+        assert!(table.is_full());
         assert_eq!(table.add(0, 1, 1, CipherId::Aes256Hctr2, 0, OPEN_END), Err(TableError::Full));
     }
 }

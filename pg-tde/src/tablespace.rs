@@ -157,6 +157,10 @@ pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceErro
         server::checkpoint();
         refuse_files(name, oid)?;
     }
+    // Before anything is durable that the server could not follow.
+    if table.is_full() {
+        return Err(TableError::Full.into());
+    }
     let hsm = keys::open_hsm()?;
     let keyring = keys::open_keyring(table)?;
     let kind = ScopeKind::PgTablespace { oid, name: name.to_owned() };
