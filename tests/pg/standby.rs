@@ -34,6 +34,8 @@ fn checksum(cluster: &Cluster, table: &str) -> String {
 }
 
 fn wait_for_replay(primary: &Cluster, standby: &Cluster) {
+    // A commit that wrote WAL flushes what VACUUM left for later.
+    primary.run("SELECT pg_logical_emit_message(true, 'flush', '')");
     let target = primary.text("SELECT pg_current_wal_flush_lsn()");
     let begin = Instant::now();
     while standby.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) != "t" {
@@ -214,4 +216,121 @@ fn a_standby_with_a_wrong_pin_waits_for_a_right_one_and_asks_the_hsm_once() {
     standby.run("SELECT pg_reload_conf()");
     wait_for_replay(&primary, &standby);
     same(&primary, &standby, &["b", "l"]);
+}
+
+/// A page that is damaged on the standby's disk, that redo reads before it is consistent, and that no image in the WAL
+/// replaces: in the buffer it looks empty, so nobody may see it, by whatever statement, and nobody may promote it.
+#[test]
+fn a_damaged_page_that_recovery_cannot_repair_is_never_read_as_an_empty_one() {
+    let primary = Cluster::builder().fsync().conf("wal_keep_size", "256MB").conf("autovacuum", "off").start();
+    primary.encrypted_tablespace("secure");
+    // Long bucket chains: the next VACUUM changes overflow pages only, and names the primary pages without an image.
+    primary.run(
+        "CREATE TABLE t (id int, k int) TABLESPACE secure;
+         INSERT INTO t SELECT i, i % 4 FROM generate_series(1, 8000) i;
+         CREATE INDEX i ON t USING hash (k) TABLESPACE secure",
+    );
+    let mut standby = Cluster::standby_of(&primary);
+    let index = standby.file_of("i");
+    primary.run("CHECKPOINT");
+    wait_for_replay(&primary, &standby);
+    standby.run("CHECKPOINT");
+    primary.run("DELETE FROM t WHERE id BETWEEN 5000 AND 7000");
+    primary.run("VACUUM t");
+    wait_for_replay(&primary, &standby);
+    // Where it has come is where it will be consistent; what it replayed since its checkpoint it will replay again.
+    standby.stop();
+    let whole = std::fs::read(&index).unwrap();
+    for block in 0..whole.len() as u64 / 8192 {
+        files::flip(&index, block * 8192 + 5000);
+    }
+    standby.start();
+    for statement in ["COPY t TO STDOUT", "SELECT count(*) FROM t", "COPY (SELECT 1) TO STDOUT", "VACUUM t"] {
+        let (passed, said) = standby.try_tool("psql", &["-Xq", "-c", statement]);
+        assert!(
+            !passed && said.contains("cannot repair a page that was damaged by a crash"),
+            "{statement}: {said}"
+        );
+    }
+    // It ends by itself before it has said whether it was promoted.
+    let _ =
+        standby.tool("pg_ctl").args(["promote", "-D", standby.data().to_str().unwrap()]).output().unwrap();
+    standby.wait_for_end();
+    let log = standby.log_since_start();
+    assert!(log.contains("PANIC:  pg_tde cannot repair a page"), "{log}");
+
+    // The file from a backup, and all is well.
+    std::fs::write(&index, whole).unwrap();
+    standby.start();
+    promote_if_needed(&standby);
+    let mut sql = standby.connect("postgres");
+    sql.run("SET enable_seqscan = off");
+    assert_eq!(
+        sql.int("SELECT count(*) FROM t WHERE k = 1"),
+        primary.int("SELECT count(*) FROM t WHERE k = 1")
+    );
+}
+
+fn promote_if_needed(standby: &Cluster) {
+    if standby.text("SELECT pg_is_in_recovery()") == "t" {
+        promote(standby);
+    }
+}
+
+/// The primary is killed in the middle of the load; every transaction that it acknowledged is on the standby that takes over.
+#[test]
+fn a_primary_killed_under_load_loses_nothing_that_was_acknowledged() {
+    let mut primary = primary();
+    primary.encrypted_tablespace("secure");
+    let bench = |options: &[&str]| {
+        let mut command = primary.tool("pgbench");
+        command.args(options).arg("postgres");
+        command
+    };
+    tde_tests::command_output(
+        bench(&["-i", "-q", "-s", "2", "--tablespace=secure", "--index-tablespace=secure"])
+            .stdout(std::process::Stdio::null()),
+    );
+    let mut standby = Cluster::standby_of(&primary);
+    primary.run("ALTER SYSTEM SET synchronous_standby_names = '*'");
+    primary.run("ALTER SYSTEM SET synchronous_commit = 'remote_apply'");
+    primary.run("SELECT pg_reload_conf()");
+    let begin = Instant::now();
+    while primary.text("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") != "1" {
+        assert!(begin.elapsed() < Duration::from_secs(20), "no synchronous standby");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let load = bench(&["-n", "-c", "4", "-j", "2", "-T", "600"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // A standby that dies and comes back in between, and a key that is made under load.
+    thread::sleep(Duration::from_secs(2));
+    standby.crash_and_recover();
+    primary.run("CREATE TABLESPACE later LOCATION ''");
+    if primary.has_tde() {
+        primary.run("SELECT tde.encrypt_tablespace('later')");
+    }
+    fill(&primary, "l", "later");
+    thread::sleep(Duration::from_secs(2));
+    primary.crash();
+    let report = String::from_utf8_lossy(&load.wait_with_output().unwrap().stdout).into_owned();
+    let line =
+        report.lines().find(|line| line.contains("actually processed")).unwrap_or_else(|| panic!("{report}"));
+    let acknowledged: i64 =
+        line.split_whitespace().last().unwrap().split('/').next().unwrap().parse().unwrap();
+    assert!(acknowledged > 20, "{acknowledged} transactions");
+    promote(&standby);
+    for pass in 0..2 {
+        let sums = standby.rows(
+            "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches),
+                    (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT coalesce(sum(delta), 0) FROM pgbench_history)",
+        );
+        assert!(sums[0].iter().all(|sum| *sum == sums[0][3]), "pass {pass}: {sums:?}");
+        assert!(standby.int("SELECT count(*) FROM pgbench_history") >= acknowledged, "pass {pass}");
+        assert_eq!(standby.int("SELECT count(*) FROM l WHERE secret LIKE 'canary-l-%'"), 5000, "pass {pass}");
+        is_ciphertext(&standby, "pgbench_accounts");
+        standby.crash_and_recover();
+    }
 }
