@@ -63,6 +63,23 @@ impl<B: Block> Schedule<B> {
         blocks
     }
 
+    /// Encrypts every lane of some vectors.
+    #[inline(always)]
+    pub(super) fn encrypt_vectors<V: Vector<Block = B>>(&self, vectors: &mut [V]) {
+        for vector in &mut *vectors {
+            *vector = vector.xor(V::splat(self.0[0]));
+        }
+        for key in &self.0[1..ROUNDS] {
+            let key = V::splat(*key);
+            for vector in &mut *vectors {
+                *vector = vector.aes(key);
+            }
+        }
+        for vector in vectors {
+            *vector = vector.aes_last(V::splat(self.0[ROUNDS]));
+        }
+    }
+
     /// Decrypts a block; `self` is an inverse schedule.
     #[inline(always)]
     pub(super) fn decrypt(&self, block: B) -> B {

@@ -60,11 +60,19 @@ impl<I: Isa<G>, const G: usize> MessageKeys<I, G> {
         let mut block = [0; 16];
         block[4..].copy_from_slice(nonce);
         let shifted = isa.block(&block);
+        // Six blocks, the counter in front of the nonce, side by side in as few vectors as hold them.
+        let lanes = I::Vector::LANES;
+        let mut vectors = [I::Vector::splat(shifted); 6];
+        for index in 0..6 {
+            let number = I::Vector::at_lane(isa.number(index as u128), index % lanes);
+            vectors[index / lanes] = vectors[index / lanes].xor(number);
+        }
+        key.schedule.encrypt_vectors(&mut vectors[..6_usize.div_ceil(lanes)]);
         let mut blocks = [shifted; 6];
         for (index, block) in blocks.iter_mut().enumerate() {
-            *block = shifted.xor(isa.number(index as u128));
+            *block = vectors[index / lanes].shift_down(index % lanes).first();
         }
-        let [a, b, c, d, e, f] = key.schedule.encrypt(blocks);
+        let [a, b, c, d, e, f] = blocks;
         let table = Table::new(isa, a.low_halves(b));
         let schedule = Schedule::expand(isa, c.low_halves(d), e.low_halves(f));
         Self { isa, table, schedule, nonce: isa.block_partial(nonce) }
@@ -155,8 +163,10 @@ impl<I: Isa<G>, const G: usize> Operation<I> for SealBatch<'_, '_, I, G> {
         // The keys of the message that is encrypted, of the next, and of the one after that, in turns.
         let keys = MessageKeys::derive(isa, key, first.nonce);
         let mut slots = [keys, keys, keys];
+        let [current, next, after] = &mut slots;
+        let (mut current, mut next, mut after) = (current, next, after);
         if let Some(second) = messages.get(1) {
-            slots[1] = MessageKeys::derive(isa, key, second.nonce);
+            *next = MessageKeys::derive(isa, key, second.nonce);
         }
         let first = &messages[0];
         let hashed = hash(isa, &keys.table, keys.hash_aad(first.aad), first.data, Padding::Zeros);
@@ -165,21 +175,18 @@ impl<I: Isa<G>, const G: usize> Operation<I> for SealBatch<'_, '_, I, G> {
         while let [message, others @ ..] = rest {
             message.tag = tag.bytes();
             match others {
-                [] => slots[0].ctr(tag, message.data).run(isa),
-                [next, after @ ..] => {
-                    if let [after, ..] = after {
-                        slots[2] = MessageKeys::derive(isa, key, after.nonce);
+                [] => current.ctr(tag, message.data).run(isa),
+                [following, ..] => {
+                    if let [_, second, ..] = others {
+                        *after = MessageKeys::derive(isa, key, second.nonce);
                     }
-                    let to_hash = ToHash {
-                        table: &slots[1].table,
-                        state: slots[1].hash_aad(next.aad),
-                        data: next.data,
-                    };
-                    let hashed = slots[0].ctr(tag, message.data).run_beside(isa, &to_hash);
-                    tag = slots[1].tag(hashed, next.aad, next.data);
+                    let (table, state) = (&next.table, next.hash_aad(following.aad));
+                    let to_hash = ToHash { table, state, data: following.data };
+                    let hashed = current.ctr(tag, message.data).run_beside(isa, &to_hash);
+                    tag = next.tag(hashed, following.aad, following.data);
                 }
             }
-            slots.rotate_left(1);
+            (current, next, after) = (next, after, current);
             rest = others;
         }
         for keys in &mut slots {
