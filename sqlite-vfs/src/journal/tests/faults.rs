@@ -331,3 +331,28 @@ fn a_forged_file_id_is_refused() {
         Err(VfsError::Journal { fault: JournalFault::HeaderChanged { offset: 0 }, .. })
     ));
 }
+
+/// Damage of any kind: an error or a rollback of some of the records, never another page and never a panic.
+#[test]
+fn damage_at_random() {
+    let disk = hot_journal(true);
+    let whole = roll_back(&disk).unwrap();
+    for seed in 0..1500 {
+        let mut dice = Dice::new(seed);
+        let mut damaged = disk.clone();
+        for _ in 0..1 + dice.below(4) {
+            let (at, len) = (dice.below(disk.len() as u32) as usize, 1 + dice.below(40) as usize);
+            let end = (at + len).min(damaged.len());
+            match dice.below(4) {
+                0 => damaged[at..end].fill(dice.word() as u8),
+                1 => damaged[at..end].iter_mut().for_each(|byte| *byte ^= dice.word() as u8),
+                2 => damaged.truncate(at.max(1)),
+                _ => damaged.copy_within(at..end, dice.below((disk.len() - len) as u32) as usize),
+            }
+            damaged.resize(disk.len(), dice.word() as u8);
+        }
+        if let Ok(rollback) = roll_back(&damaged) {
+            assert!(whole.pages.starts_with(&rollback.pages), "seed {seed}");
+        }
+    }
+}

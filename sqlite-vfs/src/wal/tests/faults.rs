@@ -288,3 +288,33 @@ fn a_wal_is_recovered_without_the_database_header() {
     let mut log = Sealed(Wal::new(unknown_database(&[1])), MemFile::with(&forged));
     assert!(matches!(recover(&mut log), Err(VfsError::Keys { .. })));
 }
+
+/// Damage of any kind: recovery ends at an earlier commit or with an error; pages read are those that were written.
+#[test]
+fn damage_at_random() {
+    let (disk, _) = three_transactions([5; 8], 1);
+    let pages: Vec<_> = (1..=6).map(|frame| read_page(&mut handle(&disk, &[1]), frame).unwrap()).collect();
+    for seed in 0..1500 {
+        let mut dice = Dice::new(seed);
+        let mut damaged = disk.clone();
+        for _ in 0..1 + dice.below(4) {
+            let (at, len) = (dice.below(disk.len() as u32) as usize, 1 + dice.below(40) as usize);
+            let end = (at + len).min(disk.len());
+            match dice.below(3) {
+                0 => damaged[at..end].fill(dice.word() as u8),
+                1 => damaged[at..end].iter_mut().for_each(|byte| *byte ^= dice.word() as u8),
+                _ => damaged.copy_within(at..end, dice.below((disk.len() - len) as u32) as usize),
+            }
+        }
+        if let Ok(found) = recovered(&damaged, &[1]) {
+            assert!([0, 2, 4, 6].contains(&found.frames), "seed {seed}");
+            assert!(found.pages.values().all(|page| pages.contains(page)), "seed {seed}");
+        }
+        let mut log = handle(&damaged, &[1]);
+        for frame in 1..=6 {
+            if let Ok(page) = read_page(&mut log, frame) {
+                assert!(page == pages[frame as usize - 1], "seed {seed}, frame {frame}");
+            }
+        }
+    }
+}
