@@ -224,7 +224,7 @@ impl DatabaseFile {
         Ok(u32::try_from(pages).unwrap_or(u32::MAX))
     }
 
-    /// Whether SQLite leaves the page unused, for its locks: it is zero, or not there.
+    /// Whether SQLite leaves the page unused, for its locks.
     pub fn is_lock_page(&self, page: u32) -> bool {
         u64::from(page) == LOCK_BYTE / u64::from(self.facts.page_size) + 1
     }
@@ -257,7 +257,8 @@ impl DatabaseFile {
         Ok(any)
     }
 
-    /// Opens every page with its key. The WAL is not looked at.
+    /// Opens every page with its key, except the one that SQLite keeps for its locks: that holds nothing, is never rewritten, and so stays
+    /// under its first key. The WAL is not looked at.
     ///
     /// # Errors
     /// The file cannot be read, or `progress`, which is told of each page done, stops it.
@@ -269,7 +270,7 @@ impl DatabaseFile {
         let mut verdict = Verdict::default();
         let mut failed = None;
         self.each_page(1..=self.pages()?, &mut progress, |number, bytes| {
-            if self.is_lock_page(number) && bytes.iter().all(|byte| *byte == 0) {
+            if self.is_lock_page(number) {
                 return;
             }
             let version = page::version(bytes);
