@@ -25,7 +25,7 @@ set quick {
   pager1.test pager2.test pager3.test pagesize.test vacuum.test vacuum2.test vacuum5.test vacuum-into.test incrvacuum.test
   attach.test attach2.test attach3.test backup.test backup2.test mmap1.test mmap2.test savepoint.test savepoint2.test
   io.test ioerr.test exclusive.test exclusive2.test temptable.test temptable2.test lock.test lock2.test shared.test
-  securedel.test sort.test sort2.test spill.test rollback2.test rdonly.test select1.test insert.test trans.test trans2.test
+  securedel.test sort.test sort2.test spill.test rollback2.test rdonly.test select1.test insert.test trans.test
   index.test trigger1.test fts3aa.test fts5aa.test rtree1.test dbpage.test walcrash.test diskfull.test
 }
 
@@ -45,4 +45,5 @@ switch $suite_extent {
   short   { set chosen [matching $all $quick] }
   pattern { set chosen [matching $all $suite_patterns] }
 }
-foreach file [lsort -unique $chosen] { puts $file }
+# Thousands of crashing processes, hours of them; walcrash.test and walcrash2.test try the same.
+foreach file [lsort -unique $chosen] { if {$file ne "walcrash3.test"} { puts $file } }

@@ -218,7 +218,7 @@ fn a_killed_process_leaves_a_state_that_plain_sqlite_would_reach() {
     let sqlite = Sqlite::new();
     let all: Vec<Case> = Case::all().collect();
     // Without the long run: every combination of two settings still occurs.
-    let (stride, points) = if soak() { (1, 12) } else { (7, 4) };
+    let (stride, points) = if soak() { (1, 12) } else { (11, 4) };
     let (mut kills, mut rolled_back, mut problems) = (0, 0, Vec::new());
     for (index, case) in all.iter().enumerate().step_by(stride) {
         let expected = states(&sqlite, Engine::Plain, case);
