@@ -18,6 +18,8 @@ pub(crate) struct Database {
     keys: RwLock<Option<Arc<FileKeys>>>,
     /// Counts how often `keys` became others, so that handles can keep what they have.
     generation: AtomicU32,
+    /// Counts read transactions in WAL mode.
+    wal_reads: AtomicU32,
     /// Whether `keys` are those of a header that was seen on disk (or authenticated in a journal). Until then another
     /// process may still be the one that makes the file.
     settled: AtomicBool,
@@ -35,6 +37,7 @@ impl Database {
             source,
             keys: RwLock::new(None),
             generation: AtomicU32::new(0),
+            wal_reads: AtomicU32::new(0),
             settled: AtomicBool::new(false),
             empty: AtomicBool::new(false),
             page_size: AtomicU32::new(0),
@@ -54,6 +57,16 @@ impl Database {
     /// Changes whenever [`keys`](Self::keys) gives others than before.
     pub(crate) fn generation(&self) -> u32 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// A read transaction begins in WAL mode: another process may have begun the WAL anew since the last one.
+    pub(crate) fn begin_wal_read(&self) {
+        self.wal_reads.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Changes with each read transaction in WAL mode: what is known of the WAL holds only as long as this does.
+    pub(crate) fn wal_reads(&self) -> u32 {
+        self.wal_reads.load(Ordering::Acquire)
     }
 
     /// Whether a header on disk has confirmed whose file it is.

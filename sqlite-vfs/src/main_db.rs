@@ -22,6 +22,10 @@ use crate::raw::{RawFile, Read};
 /// Length of SQLite's own header, which it reads before it knows the page size.
 const SQLITE_HEADER_LEN: u64 = 100;
 
+/// No file has more versions of its key (keyring: 4096 a line): a trailer that names more was changed, and the
+/// keyring need not be asked.
+const MAX_VERSION: u32 = 4096;
+
 /// What a look at the file's beginning has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
@@ -193,6 +197,9 @@ impl<R: RawFile> MainDb<R> {
         let torn = |file| VfsError::Torn { file, place: Place::Page(number) };
         if version == 0 {
             return Err(torn(self.file()));
+        }
+        if version > MAX_VERSION {
+            return Err(VfsError::NotAuthentic { file: self.file(), place: Place::Page(number), version });
         }
         let generation = self.db.generation();
         let Cached { file, keys, .. } = match self.cached_keys() {

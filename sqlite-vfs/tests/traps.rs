@@ -130,6 +130,25 @@ fn temporary_files_of_a_plain_connection() {
         assert!(tde_rusqlite::last_error().contains("file::memory:?vfs=tde"));
     }
     open("file::memory:").unwrap().execute_batch(&attach("&plain_temp=1")).unwrap();
+    // SQLite takes no locks then, so nothing can be checked there.
+    for parameter in ["&nolock=1", "&immutable=1"] {
+        let db = open("file::memory:").unwrap();
+        let read = format!("ATTACH '{}' AS enc; SELECT * FROM enc.t", scratch.uri("a.db", parameter));
+        assert_eq!(reason(&db.execute_batch(&read).unwrap_err()), 0xDD, "{parameter}");
+    }
+    // A shared cache: the second connection is not the one that was looked at.
+    let good = open("file::memory:?vfs=tde").unwrap();
+    let shared = format!("ATTACH '{}' AS enc", scratch.uri("a.db", "&cache=shared"));
+    good.execute_batch(&shared).unwrap();
+    good.execute_batch("BEGIN; SELECT * FROM enc.t").unwrap();
+    let plain = open("file::memory:").unwrap();
+    let outcome =
+        plain.execute_batch(&shared).and_then(|()| plain.execute_batch("INSERT INTO enc.t VALUES(7)"));
+    assert!(outcome.is_err());
+    good.execute_batch("COMMIT").unwrap();
+    let outcome = plain.execute_batch(&shared).and_then(|()| plain.execute_batch("SELECT * FROM enc.t"));
+    assert!(outcome.is_err());
+    drop((good, plain));
     let db = open("file::memory:?vfs=tde").unwrap();
     db.execute_batch(&format!("ATTACH '{}' AS enc; INSERT INTO enc.t VALUES(1)", scratch.uri("a.db", "")))
         .unwrap();

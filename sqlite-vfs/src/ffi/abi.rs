@@ -125,6 +125,9 @@ pub const SQLITE_ACCESS_EXISTS: c_int = 0;
 pub const SQLITE_LOCK_NONE: c_int = 0;
 pub const SQLITE_LOCK_SHARED: c_int = 1;
 
+pub const SQLITE_SHM_LOCK: c_int = 2;
+pub const SQLITE_SHM_SHARED: c_int = 4;
+
 pub const SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN: c_int = 0x800;
 pub const SQLITE_IOCAP_POWERSAFE_OVERWRITE: c_int = 0x1000;
 pub const SQLITE_IOCAP_IMMUTABLE: c_int = 0x2000;

@@ -272,7 +272,9 @@ mod tests {
             SQLITE_FCNTL_RESERVE_BYTES,
             SQLITE_FCNTL_CKPT_START,
             SQLITE_IOERR_SHORT_READ,
-            SQLITE_LOCK_SHARED
+            SQLITE_LOCK_SHARED,
+            SQLITE_SHM_LOCK,
+            SQLITE_SHM_SHARED
         );
     }
 }

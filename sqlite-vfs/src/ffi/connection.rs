@@ -53,6 +53,12 @@ impl Connection {
     /// `SQLITE_FCNTL_PDB` says where the connection is.
     pub(super) fn set_place(&self, place: *mut *mut sqlite3) {
         self.place.store(place, Ordering::Relaxed);
+        self.forget_check();
+    }
+
+    /// A transaction has ended: the next connection may be another one, even at the same address.
+    pub(super) fn forget_check(&self) {
+        self.checked.store(ptr::null_mut(), Ordering::Relaxed);
     }
 
     fn db(&self) -> Option<*mut sqlite3> {

@@ -146,10 +146,19 @@ impl Handle {
         }
     }
 
+    /// Refuses a main database in a connection whose temporary files would be plaintext. Asked for at every use: with
+    /// `nolock` or `immutable` SQLite takes no locks, and with a shared cache any connection may come.
+    fn check_temporary_files(&self) -> Result<()> {
+        match &self.main {
+            Some(part) => part.connection.check_temporary_files(part.database.path()),
+            None => Ok(()),
+        }
+    }
+
     /// SQLite has taken a shared lock: another process may have made the database or changed its length.
     fn after_shared_lock(&self) -> Result<()> {
         let Some(part) = &self.main else { return Ok(()) };
-        part.connection.check_temporary_files(part.database.path())?;
+        self.check_temporary_files()?;
         if self.with_main(MainDb::look)? == Some(State::Empty) {
             part.connection.reserve_bytes();
         }
@@ -270,7 +279,8 @@ unsafe extern "C" fn x_read(file: *mut sqlite3_file, buf: *mut c_void, len: c_in
         // from C, so its bytes have values, whatever they are.
         let (handle, buf) =
             unsafe { (handle(file), slice::from_raw_parts_mut(buf.cast::<u8>(), len.max(0) as usize)) };
-        let outcome = handle.lock().and_then(|mut kind| kind.read(buf, offset.max(0) as u64));
+        let outcome =
+            handle.check_temporary_files().and_then(|()| handle.lock()?.read(buf, offset.max(0) as u64));
         match outcome {
             Ok(Read::Full) => SQLITE_OK,
             Ok(Read::Short) => SQLITE_IOERR_SHORT_READ,
@@ -284,7 +294,8 @@ unsafe extern "C" fn x_write(file: *mut sqlite3_file, data: *const c_void, len: 
         // SAFETY: the file is open, and SQLite hands over `len` bytes that stay as they are during the call.
         let (handle, data) =
             unsafe { (handle(file), slice::from_raw_parts(data.cast::<u8>(), len.max(0) as usize)) };
-        let outcome = handle.lock().and_then(|mut kind| kind.write(data, offset.max(0) as u64));
+        let outcome =
+            handle.check_temporary_files().and_then(|()| handle.lock()?.write(data, offset.max(0) as u64));
         handle.code(outcome)
     })
 }
@@ -311,7 +322,7 @@ unsafe extern "C" fn x_file_size(file: *mut sqlite3_file, out: *mut i64) -> c_in
     guard(SQLITE_IOERR, || {
         // SAFETY: the file is open.
         let handle = unsafe { handle(file) };
-        let size = match handle.lock().and_then(|mut kind| kind.size()) {
+        let size = match handle.check_temporary_files().and_then(|()| handle.lock()?.size()) {
             Ok(size) => size,
             Err(error) => return handle.code(Err(error)),
         };
@@ -351,6 +362,9 @@ unsafe extern "C" fn x_unlock(file: *mut sqlite3_file, level: c_int) -> c_int {
         let (handle, code) = unsafe { (handle(file), below(file, |m| m.xUnlock, |f, p| f(p, level))) };
         if let Some(part) = handle.main_part() {
             part.lock.fetch_min(level, Ordering::Relaxed);
+            if level == SQLITE_LOCK_NONE {
+                part.connection.forget_check();
+            }
             if level == SQLITE_LOCK_NONE
                 && let Err(error) = handle.with_main(|main| {
                     main.forget_size();
@@ -429,8 +443,26 @@ macro_rules! hand_down {
 hand_down! {
     x_check_reserved_lock => xCheckReservedLock(out: *mut c_int), else SQLITE_IOERR;
     x_shm_map => xShmMap(region: c_int, size: c_int, extend: c_int, out: *mut *mut c_void), else SQLITE_IOERR;
-    x_shm_lock => xShmLock(offset: c_int, count: c_int, flags: c_int), else SQLITE_IOERR;
     x_shm_unmap => xShmUnmap(delete: c_int), else SQLITE_IOERR;
+}
+
+unsafe extern "C" fn x_shm_lock(file: *mut sqlite3_file, offset: c_int, count: c_int, flags: c_int) -> c_int {
+    guard(SQLITE_IOERR, || {
+        // SQLite's wal.c: locks 0, 1 and 2 are for writing, checkpoints and recovery; the others are read marks.
+        const FIRST_READ_MARK: c_int = 3;
+        const TAKE_SHARED: c_int = SQLITE_SHM_LOCK | SQLITE_SHM_SHARED;
+        // SAFETY: the file is open, so is the one below; the arguments are SQLite's own.
+        let (handle, code) =
+            unsafe { (handle(file), below(file, |m| m.xShmLock, |f, p| f(p, offset, count, flags))) };
+        if code == SQLITE_OK
+            && flags & TAKE_SHARED == TAKE_SHARED
+            && offset >= FIRST_READ_MARK
+            && let Some(part) = handle.main_part()
+        {
+            part.database.begin_wal_read();
+        }
+        code
+    })
 }
 
 unsafe extern "C" fn x_shm_barrier(file: *mut sqlite3_file) {
