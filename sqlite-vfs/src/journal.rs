@@ -1,20 +1,22 @@
 //! The rollback journal: what SQLite reads and writes there, and what lies on disk instead.
 //!
 //! # Whose journal
-//! The handle that has written a header at offset 0 is the *writer*: it knows each segment and how many records it has
-//! written there, until the journal is emptied (cut to 0 bytes, or its header zeroed). Every other handle is a *reader*:
-//! it rolls back a hot journal of which it knows nothing, and learns the segments from the headers, in the order in
-//! which SQLite asks for them. A reader forgets everything when SQLite begins to look (1 byte or 8 bytes at 0).
+//! The handle that has written a header at offset 0 is the *writer*: it knows each segment and how many
+//! records it has written there, until the journal is emptied (cut to 0 bytes, or its header zeroed). Every
+//! other handle is a *reader*: it rolls back a hot journal of which it knows nothing, and learns the segments
+//! from the headers, in the order in which SQLite asks for them. A reader forgets everything when SQLite
+//! begins to look (1 byte or 8 bytes at 0).
 //!
 //! # By offset
-//! Where a byte belongs follows from its offset: headers lie at multiples of the sector size, the records of a segment
-//! from one sector after its header, each 8 bytes longer than a page. A page's image begins 4 bytes after a multiple of
-//! 8, a header never does, so no length can make one pass for the other, also where a header is as long as a page.
-//! Page numbers, record counts, super-journal names and whatever lies elsewhere are handed through.
+//! Where a byte belongs follows from its offset: headers lie at multiples of the sector size, the records of
+//! a segment from one sector after its header, each 8 bytes longer than a page. A page's image begins 4 bytes
+//! after a multiple of 8, a header never does, so no length can make one pass for the other, also where a
+//! header is as long as a page. Page numbers, record counts, super-journal names and whatever lies elsewhere
+//! are handed through.
 //!
 //! # Records
-//! SQLite writes page number, page and checksum one by one; here they are one write, when the page comes: the checksum
-//! that goes to disk covers the sealed page, SQLite's own is compared and dropped.
+//! SQLite writes page number, page and checksum one by one; here they are one write, when the page comes: the
+//! checksum that goes to disk covers the sealed page, SQLite's own is compared and dropped.
 //!
 //! | stored checksum | page | is read as |
 //! |---|---|---|
@@ -22,21 +24,23 @@
 //! | right | not authentic | error |
 //! | wrong, or the record is cut off | | *kept* records: error; others: a page of zeros and a checksum that does not fit, so that SQLite ends the rollback there as it does with any journal |
 //!
-//! *Kept* are the records that this handle wrote, and counted records that were durable before they were counted (a
-//! flag in the header). Behind them a PERSIST journal has records of earlier transactions, which must not match.
+//! *Kept* are the records that this handle wrote, and counted records that were durable before they were
+//! counted (a flag in the header). Behind them a PERSIST journal has records of earlier transactions, which
+//! must not match.
 //!
 //! # What a crash leaves
-//! 1. Header written with zeros for magic and count, records: not hot, the database is unchanged. SQLite deletes or
-//!    ignores the journal.
-//! 2. Records synced (`synchronous=FULL`), then magic, count, flag and MAC in one write of 64 bytes within a sector: before it,
-//!    as 1; after it, hot with all its records.
-//! 3. With `synchronous=NORMAL` there is no sync before the count and the flag is not set. After a power failure the count may be on
-//!    disk without its records, which then do not match; the database is unchanged, as nothing is written there before
-//!    the sync that follows.
-//! 4. The database is being written: hot. Later segments repeat 1 to 3; if their count is not on disk, no page of theirs
-//!    was written to the database.
+//! 1. Header written with zeros for magic and count, records: not hot, the database is unchanged. SQLite
+//!    deletes or ignores the journal.
+//! 2. Records synced (`synchronous=FULL`), then magic, count, flag and MAC in one write of 64 bytes within a
+//!    sector: before it, as 1; after it, hot with all its records.
+//! 3. With `synchronous=NORMAL` there is no sync before the count and the flag is not set. After a power
+//!    failure the count may be on disk without its records, which then do not match; the database is
+//!    unchanged, as nothing is written there before the sync that follows.
+//! 4. The database is being written: hot. Later segments repeat 1 to 3; if their count is not on disk, no
+//!    page of theirs was written to the database.
 //! 5. End: the file is deleted, cut to 0 or its first 64 bytes zeroed: no longer hot.
-//! 6. `synchronous=OFF`: magic and count ffffffff are written first: hot at once, up to the first record that does not match.
+//! 6. `synchronous=OFF`: magic and count ffffffff are written first: hot at once, up to the first record that
+//!    does not match.
 
 mod fault;
 mod layout;

@@ -1,9 +1,9 @@
 //! The WAL: what SQLite reads and writes there, and what lies on disk instead.
 //!
 //! # No state that could be stale
-//! Any number of processes read and append to one WAL in turn. Whatever a handle needs to know of it lies in the frame at
-//! hand or in the WAL's header on disk. Only the page size is remembered, which no WAL ever changes, and the salts seen last, which
-//! are looked up again when a frame has others.
+//! Any number of processes read and append to one WAL in turn. Whatever a handle needs to know of it lies in
+//! the frame at hand or in the WAL's header on disk. Only the page size is remembered, which no WAL ever
+//! changes, and the salts seen last, which are looked up again when a frame has others.
 //!
 //! # What SQLite does here
 //! | SQLite | bytes | here |
@@ -16,21 +16,24 @@
 //! | reads a page | read the page alone | failures are errors |
 //! | fills a sector (`psow=0`) | write part of a frame, sync, write the rest | below |
 //!
-//! While SQLite has overwritten frames and not renewed the checksums, it appends frames with zeros for salts and checksum. Pages are
-//! therefore bound to the salts of the WAL's header, not of the frame's.
+//! While SQLite has overwritten frames and not renewed the checksums, it appends frames with zeros for salts
+//! and checksum. Pages are therefore bound to the salts of the WAL's header, not of the frame's.
 //!
 //! # Frames in two parts
-//! Without `psow` SQLite repeats the last frame of a transaction up to the next sector, syncs exactly there and then writes
-//! what is left of the frame that crosses the boundary. A part of a page cannot be sealed; but that frame repeats the one
-//! before it. So the first part, or the sync that finds a header without its page, makes the whole frame from the one before, checks that
-//! what came is its beginning and writes it whole. The rest is compared and dropped.
+//! Without `psow` SQLite repeats the last frame of a transaction up to the next sector, syncs exactly there
+//! and then writes what is left of the frame that crosses the boundary. A part of a page cannot be sealed;
+//! but that frame repeats the one before it. So the first part, or the sync that finds a header without its
+//! page, makes the whole frame from the one before, checks that what came is its beginning and writes it
+//! whole. The rest is compared and dropped.
 //!
 //! # What a crash leaves
-//! 1. In the header: SQLite writes it only when all older frames are in the database. If it is torn, its checksum is wrong and the WAL counts as empty.
-//! 2. In a frame: it does not open, recovery ends before it. Frames of the transaction before it have no commit mark and do not
-//!    count.
-//! 3. In an overwritten frame or while checksums are renewed: the transaction's last frame is not there yet, or has zeros for a
-//!    checksum; recovery ends at the first frame whose checksum does not continue the one before.
+//! 1. In the header: SQLite writes it only when all older frames are in the database. If it is torn, its
+//!    checksum is wrong and the WAL counts as empty.
+//! 2. In a frame: it does not open, recovery ends before it. Frames of the transaction before it have no
+//!    commit mark and do not count.
+//! 3. In an overwritten frame or while checksums are renewed: the transaction's last frame is not there yet,
+//!    or has zeros for a checksum; recovery ends at the first frame whose checksum does not continue the one
+//!    before.
 //! 4. In the repeated frames of `psow=0`: the transaction ended before them.
 //! 5. In a page of an old generation that was not overwritten: its salts are not the header's.
 
