@@ -253,3 +253,26 @@ fn a_new_key_version_is_used_at_once() {
         assert!(status.contains(line), "{status}");
     }
 }
+
+#[test]
+fn a_lost_page_one_comes_back_from_the_hot_journal() {
+    let scratch = Scratch::new();
+    let db = scratch.open("a.db");
+    fill(&db, 500);
+    db.execute_batch("PRAGMA cache_size=5; BEGIN; UPDATE t SET name='half done', filler=randomblob(300)")
+        .unwrap();
+    for first_bytes in [0_u8, 0xA7] {
+        // What a crash in the middle of this transaction leaves, with page 1 torn.
+        let mut torn = scratch.bytes("a.db");
+        torn[..4096].fill(first_bytes);
+        std::fs::write(scratch.path("b.db"), &torn).unwrap();
+        std::fs::copy(scratch.path("a.db-journal"), scratch.path("b.db-journal")).unwrap();
+        let back = scratch.open("b.db");
+        assert_eq!(text(&back, "SELECT count(*) FROM t WHERE name LIKE 'Known%'"), "500");
+        assert_healthy(&back, 500);
+        drop(back);
+        // Without the journal there is nothing to mend it.
+        std::fs::write(scratch.path("b.db"), &torn).unwrap();
+        assert!(matches!(reason(&scratch.open_with("b.db", "").unwrap_err()), 0xD5 | 0xD7));
+    }
+}
