@@ -10,6 +10,9 @@
 ** Keyring, HSM and PIN come from the URI (keyring, hsm, pin_file), from tde_sqlite_config, or from the environment
 ** (TDE_KEYRING, TDE_HSM, TDE_PIN_FILE, TDE_PIN_COMMAND), each from the first that has it.
 **
+** Messages go to SQLite's error log (SQLITE_CONFIG_LOG) and, if TDE_SQLITE_LOG is set to "stderr" or to the name of a
+** file, there too.
+**
 ** Do not include this file in a loadable extension: it takes the functions from the SQLite that is linked.
 */
 #ifndef TDE_SQLITE_H

@@ -5,7 +5,7 @@
 //! size in mind. So everything but the aligned single page is served by the page size in the clear header.
 //!
 //! The file never gets holes. Before a page beyond the end is written, the pages between are written as sealed zeros,
-//! so that zeros below the end are always an error. Page 1 alone may be zero while the first transaction is under way:
+//! so that zeros below the end are always an error (but the lock page, which SQLite never looks at). Page 1 alone may be zero while the first transaction is under way:
 //! the journal of such a transaction rolls back to an empty file. A crash while a gap is being filled leaves pages that
 //! the transaction's journal cuts off, or that the next checkpoint fills again unless their WAL frames follow.
 
@@ -332,7 +332,8 @@ impl<R: RawFile> MainDb<R> {
         VfsError::Header { file: self.file(), what }
     }
 
-    /// Writes sealed zero pages from the end of the file up to `offset`. Page 1 is left out: SQLite writes it itself.
+    /// Writes sealed zero pages from the end of the file up to `offset`. Page 1 is left out, because SQLite writes it
+    /// itself, and the lock page, because nothing would ever rewrite it under another key.
     fn fill_gap(&mut self, offset: u64, size: u32) -> Result<()> {
         if self.end.is_some_and(|end| offset <= end) {
             return Ok(());
@@ -342,7 +343,7 @@ impl<R: RawFile> MainDb<R> {
         let mut at = end - end % u64::from(size);
         while at < offset {
             let number = page_number(at, size);
-            if number != 1 {
+            if number != 1 && !page::is_lock_page(number, size) {
                 self.scratch.clear();
                 self.scratch.resize(size as usize, 0);
                 self.seal_and_write(number)?;

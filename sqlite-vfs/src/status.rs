@@ -38,8 +38,6 @@ impl Pragma {
     }
 }
 
-/// SQLite leaves the page that holds this byte unused, for its locks.
-const LOCK_BYTE: u64 = 1 << 30;
 /// How often a page that does not open is read again: in WAL mode a checkpoint may be writing it.
 const TRIES: u32 = 20;
 const BETWEEN_TRIES: Duration = Duration::from_millis(10);
@@ -104,7 +102,7 @@ pub(crate) fn rotate(db: &Database) -> Result<String> {
 pub(crate) fn key_versions<R: RawFile>(main: &mut MainDb<R>) -> Result<String> {
     let mut pages = BTreeMap::<u32, u64>::new();
     each_page(main, |_, number, bytes, page_size| {
-        if !may_be_zero(number, page_size) || page::version(bytes) != 0 {
+        if !page::is_lock_page(number, page_size) {
             *pages.entry(page::version(bytes)).or_default() += 1;
         }
         Ok(())
@@ -125,7 +123,7 @@ pub(crate) fn verify<R: RawFile>(main: &mut MainDb<R>) -> Result<String> {
     let mut bad = Vec::new();
     let mut count = 0_u64;
     let rest = each_page(main, |main, number, bytes, page_size| {
-        if may_be_zero(number, page_size) && bytes.iter().all(|byte| *byte == 0) {
+        if page::is_lock_page(number, page_size) {
             return Ok(());
         }
         if let Err(error) = read_patiently(main, bytes, number) {
@@ -147,11 +145,6 @@ pub(crate) fn verify<R: RawFile>(main: &mut MainDb<R>) -> Result<String> {
         bad.push(format!("and {} more pages", count - bad.len() as u64));
     }
     Ok(bad.join("\n"))
-}
-
-/// Whether a page is the one that SQLite never writes.
-fn may_be_zero(number: u32, page_size: u32) -> bool {
-    u64::from(number - 1) == LOCK_BYTE / u64::from(page_size)
 }
 
 fn read_patiently<R: RawFile>(main: &mut MainDb<R>, page: &mut [u8], number: u32) -> Result<()> {

@@ -209,6 +209,7 @@ fn pins_do_not_come_from_uris() {
     let scratch = Scratch::new();
     assert_eq!(reason(&scratch.open_with("a.db", "&pin=1234").unwrap_err()), 0xD9);
     assert_eq!(reason(&scratch.open_with("a.db", "&pin_command=id").unwrap_err()), 0xD9);
+    assert!(!scratch.path("a.db").exists(), "nothing is made where there is no key");
 }
 
 #[test]

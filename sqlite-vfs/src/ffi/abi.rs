@@ -110,7 +110,7 @@ pub const SQLITE_MISUSE: c_int = 21;
 pub const SQLITE_IOERR_SHORT_READ: c_int = SQLITE_IOERR | 2 << 8;
 pub const SQLITE_OK_LOAD_PERMANENTLY: c_int = 1 << 8;
 
-pub const SQLITE_OPEN_DELETEONCLOSE: c_int = 0x08;
+pub const SQLITE_OPEN_CREATE: c_int = 0x04;
 pub const SQLITE_OPEN_MAIN_DB: c_int = 0x100;
 pub const SQLITE_OPEN_TEMP_DB: c_int = 0x200;
 pub const SQLITE_OPEN_TRANSIENT_DB: c_int = 0x400;

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::error::Error;
 use std::ffi::CString;
 use std::fmt::Write as _;
+use std::io::Write as _;
 
 use super::api::Api;
 
@@ -16,7 +17,23 @@ thread_local! {
 pub(super) fn report(api: &Api, code: c_int, error: &dyn Error) -> c_int {
     let message = keep(error);
     api.log_message(code, &message);
+    copy_to_log(&message);
     code
+}
+
+/// If this environment variable is set, messages also go to standard error (`stderr`) or are appended to the file that
+/// it names: many languages have no way to SQLite's error log.
+const LOG_VARIABLE: &str = "TDE_SQLITE_LOG";
+
+fn copy_to_log(message: &CStr) {
+    let Some(target) = std::env::var_os(LOG_VARIABLE).filter(|target| !target.is_empty()) else { return };
+    let line = format!("{}\n", message.to_string_lossy());
+    // A log that cannot be written must not turn into another error of the database.
+    if target == "stderr" {
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    } else if let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(target) {
+        let _ = file.write_all(line.as_bytes());
+    }
 }
 
 /// Keeps the text of an error for [`last_error`].

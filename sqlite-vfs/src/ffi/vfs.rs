@@ -75,6 +75,12 @@ unsafe extern "C" fn x_open(
         // SAFETY: SQLite calls with the VFS that was registered.
         let shim = unsafe { shim_of(vfs) };
         let shim_file = file.cast::<ShimFile>();
+        // SAFETY: SQLite calls with a name that has what `flags` promise behind it.
+        if let Err(error) = unsafe { check_new(shim, name, flags) } {
+            // SAFETY: as below: SQLite's memory for the file.
+            unsafe { (*shim_file).begin() };
+            return report(shim.api, error.code_at_open(), &error);
+        }
         // SAFETY: SQLite set aside szOsFile bytes at `file`, aligned for its own structs; a file without methods counts
         // as not open.
         unsafe { (*shim_file).begin() };
@@ -161,19 +167,40 @@ unsafe fn open(shim: &'static Shim, parent: ParentFile, name: *const c_char, fla
     }
 }
 
+/// Looks for keys before a new database file is made, so that none is left behind when there are none.
+///
+/// # Safety
+/// As for [`open`].
+unsafe fn check_new(shim: &Shim, name: *const c_char, flags: c_int) -> Result<()> {
+    const NEW_DATABASE: c_int = SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_CREATE;
+    if name.is_null() || flags & NEW_DATABASE != NEW_DATABASE || exists(shim, name) {
+        return Ok(());
+    }
+    // SAFETY: with these flags the name has URI parameters behind it.
+    unsafe { database_of(shim, name)? }.ready_to_create()
+}
+
+/// A database whose file was not looked at yet, with the settings of its name.
+///
+/// # Safety
+/// `name` is a name that SQLite opens a main database with.
+unsafe fn database_of(shim: &Shim, name: *const c_char) -> Result<Database> {
+    let path = display_name(name);
+    // SAFETY: by the caller's promise the name can be asked for URI parameters.
+    let from_uri = Settings::from_uri(|key: &str| unsafe { uri_parameter(shim, name, key) })
+        .map_err(|source| VfsError::Keys { file: path.clone(), source: source.into() })?;
+    Ok(Database::new(path, Arc::new(Configured::new(from_uri, shim.settings.clone()))))
+}
+
 /// Opens a main database: whose it is and its keys are known before SQLite looks at a journal.
 ///
 /// # Safety
 /// `name` is a name that SQLite opens a main database with.
 unsafe fn open_main(shim: &'static Shim, parent: ParentFile, name: *const c_char) -> Result<Handle> {
     // SAFETY: by the caller's promise the name can be asked for URI parameters.
-    let parameter = |key: &str| unsafe { uri_parameter(shim, name, key) };
-    let path = display_name(name);
-    let from_uri = Settings::from_uri(parameter)
-        .map_err(|source| VfsError::Keys { file: path.clone(), source: source.into() })?;
-    let plain_temp = parameter("plain_temp").is_some_and(|value| value == "1");
-    let source = Arc::new(Configured::new(from_uri, shim.settings.clone()));
-    let database = Arc::new(Database::new(path, source));
+    let plain_temp = unsafe { uri_parameter(shim, name, "plain_temp") }.is_some_and(|value| value == "1");
+    // SAFETY: the caller's promise.
+    let database = Arc::new(unsafe { database_of(shim, name)? });
     let mut main = MainDb::new(parent, database.clone())?;
     match main.look()? {
         State::Known => {}
@@ -203,15 +230,18 @@ unsafe fn uri_parameter(shim: &Shim, name: *const c_char, key: &str) -> Option<S
 unsafe fn has_journal(shim: &Shim, name: *const c_char) -> bool {
     // SAFETY: by the caller's promise the names of journal and WAL lie in one block with this one.
     let beside = unsafe { [(shim.api.filename_journal)(name), (shim.api.filename_wal)(name)] };
-    beside.into_iter().filter(|path| !path.is_null()).any(|path| {
-        let mut exists = 0;
-        // SAFETY: the parent is a registered VFS; `path` is a C string, `exists` outlives the call.
-        unsafe {
-            (*shim.parent).xAccess.is_some_and(|access| {
-                access(shim.parent, path, SQLITE_ACCESS_EXISTS, &raw mut exists) == SQLITE_OK
-            }) && exists != 0
-        }
-    })
+    beside.into_iter().any(|path| !path.is_null() && exists(shim, path))
+}
+
+/// Whether there is a file of this name, by the VFS below.
+fn exists(shim: &Shim, path: *const c_char) -> bool {
+    let mut exists = 0;
+    // SAFETY: the parent is a registered VFS; `path` is a C string of SQLite's, `exists` outlives the call.
+    unsafe {
+        (*shim.parent).xAccess.is_some_and(|access| {
+            access(shim.parent, path, SQLITE_ACCESS_EXISTS, &raw mut exists) == SQLITE_OK
+        }) && exists != 0
+    }
 }
 
 /// Methods that hand their arguments to the VFS below.

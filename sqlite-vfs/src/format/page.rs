@@ -66,6 +66,14 @@ pub(crate) enum Closed {
     NotAuthentic,
 }
 
+/// SQLite leaves the page that holds this byte to its locks: it never reads or writes it.
+const LOCK_BYTE: u64 = 1 << 30;
+
+/// Whether a page is the one that SQLite leaves to its locks.
+pub(crate) fn is_lock_page(number: u32, page_size: u32) -> bool {
+    u64::from(number - 1) == LOCK_BYTE / u64::from(page_size)
+}
+
 /// The DEK version in the trailer of a page on disk. Zero is never a version: such a page is torn or was never
 /// written.
 ///
