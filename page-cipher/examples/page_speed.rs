@@ -1,125 +1,217 @@
-//! Time per page of every cipher, of the checksum and of a copy, side by side in one run.
+//! Time per page of every cipher on every kernel, of the checksum and of a copy, side by side in one run; and how far
+//! each is from what the processor's units allow.
 //!
 //! `cargo run --release -p page-cipher --example page_speed`
+//!
+//! The portable kernel is RustCrypto's crates. `page-cipher/compare` adds other libraries.
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use page_cipher::CipherId;
-use page_cipher::gcm_siv::Aes256GcmSiv;
-use page_cipher::pg::{Fork, PAGE_SIZE, Page, RelationCipher, checksum};
+use page_cipher::gcm_siv::{Aes256GcmSiv, Message};
+use page_cipher::hctr2::{Aes256Hctr2, Unit};
+use page_cipher::pg::{PAGE_SIZE, Page, checksum_with_kernel};
+use page_cipher::xts::Aes256Xts;
+use page_cipher::{Kernel, LengthError};
 use secret_mem::SecretBytes;
 
 /// Enough pages to leave the first-level cache, few enough to stay in the second.
 const PAGES: usize = 32;
+/// Pages of a batch.
+const BATCH: usize = 8;
 /// Runs of each operation, of which the median counts. Operations take turns, so that they share a machine's
 /// moods.
-const RUNS: usize = 41;
-const ROUNDS: usize = 12;
+const RUNS: usize = 101;
+/// Times that an operation goes over all pages in a run.
+const ROUNDS: usize = 4;
 
-/// A name and what it does to the pages of one round.
-type Operation<'a> = (&'static str, Box<dyn FnMut(&mut [Page]) + 'a>);
+/// What an operation needs of the processor's units, in AES rounds and products of single blocks.
+type Units = (usize, usize);
 
-fn heap_page(seed: usize) -> Page {
-    let mut page: Page = std::array::from_fn(|i| (i.wrapping_mul(31) ^ (seed * 17) ^ (i >> 5)) as u8);
-    page[10..20].copy_from_slice(&[0, 0, 100, 0, 0, 4, 0, 32, 4, 32]);
-    page
+struct Operation<'a> {
+    kernel: Option<Kernel>,
+    name: String,
+    /// What must be done one after the other.
+    units: Vec<Units>,
+    work: Work<'a>,
+}
+
+type Work<'a> = Box<dyn FnMut(&mut [Page]) + 'a>;
+
+/// Ciphers of one kernel.
+struct Ciphers {
+    kernel: Kernel,
+    hctr2: Aes256Hctr2,
+    gcm_siv: Aes256GcmSiv,
+    xts: Aes256Xts,
+}
+
+impl Ciphers {
+    fn new(kernel: Kernel) -> Result<Option<Self>, Box<dyn std::error::Error>> {
+        let key = SecretBytes::random()?;
+        let Some(hctr2) = Aes256Hctr2::with_kernel(kernel, &key) else { return Ok(None) };
+        let Some(gcm_siv) = Aes256GcmSiv::with_kernel(kernel, &key) else { return Ok(None) };
+        let Some(xts) = Aes256Xts::with_kernel(kernel, &SecretBytes::random()?)? else { return Ok(None) };
+        Ok(Some(Self { kernel, hctr2, gcm_siv, xts }))
+    }
+
+    fn operations<'a>(&'a self) -> Vec<Operation<'a>> {
+        let mut all = Vec::new();
+        let mut add = |name: String, units: &[Units], work: Work<'a>| {
+            all.push(Operation { kernel: Some(self.kernel), name, units: units.to_vec(), work });
+        };
+        for len in [4096, 8192] {
+            // A block takes 14 rounds of AES, and of POLYVAL four products, with one more for every 16 blocks.
+            let blocks = len / 16;
+            let (aes, hash) = (14 * blocks, 4 * blocks + blocks / 4);
+            let hctr2 = [(0, hash), (aes, hash)];
+            add(
+                format!("hctr2 {len} seal"),
+                &hctr2,
+                Box::new(move |pages| each(pages, |page| self.hctr2.encrypt(&[1; 16], &mut page[..len]))),
+            );
+            add(
+                format!("hctr2 {len} open"),
+                &hctr2,
+                Box::new(move |pages| each(pages, |page| self.hctr2.decrypt(&[1; 16], &mut page[..len]))),
+            );
+            add(
+                format!("hctr2 {len} seal, batch of {BATCH}"),
+                &[(aes, 2 * hash)],
+                Box::new(move |pages| {
+                    for pages in pages.as_chunks_mut::<BATCH>().0 {
+                        let unit = |page| Unit::new(&[1; 16], page).expect("a page is longer than a block");
+                        self.hctr2.encrypt_batch(&mut pages.each_mut().map(|page| unit(&mut page[..len])));
+                    }
+                }),
+            );
+            add(
+                format!("gcm-siv {len} seal"),
+                &[(0, hash), (aes, 0)],
+                Box::new(move |pages| {
+                    each(pages, |page| self.gcm_siv.seal(&[1; 12], &[2; 24], &mut page[..len]).map(drop));
+                }),
+            );
+            let mut sealed = [7; PAGE_SIZE];
+            let tag =
+                self.gcm_siv.seal(&[1; 12], &[2; 24], &mut sealed[..len]).expect("a page is short enough");
+            add(
+                format!("gcm-siv {len} copy and open"),
+                &[(aes, hash)],
+                Box::new(move |pages| {
+                    for page in pages {
+                        page[..len].copy_from_slice(&sealed[..len]);
+                        self.gcm_siv
+                            .open(&[1; 12], &[2; 24], &mut page[..len], &tag)
+                            .expect("the tag is right");
+                    }
+                }),
+            );
+            add(
+                format!("gcm-siv {len} seal, batch of {BATCH}"),
+                &[(aes, hash)],
+                Box::new(move |pages| {
+                    for pages in pages.as_chunks_mut::<BATCH>().0 {
+                        let mut messages = pages.each_mut().map(|page| Message {
+                            nonce: &[1; 12],
+                            aad: &[2; 24],
+                            data: &mut page[..len],
+                            tag: [0; 16],
+                        });
+                        self.gcm_siv.seal_batch(&mut messages).expect("a page is short enough");
+                    }
+                }),
+            );
+            add(
+                format!("xts {len} seal"),
+                &[(aes, 0)],
+                Box::new(move |pages| each(pages, |page| self.xts.encrypt(&[1; 16], &mut page[..len]))),
+            );
+            add(
+                format!("xts {len} open"),
+                &[(aes, 0)],
+                Box::new(move |pages| each(pages, |page| self.xts.decrypt(&[1; 16], &mut page[..len]))),
+            );
+        }
+        let kernel = self.kernel;
+        add(
+            "page checksum".to_owned(),
+            &[],
+            Box::new(move |pages| {
+                for page in pages {
+                    black_box(checksum_with_kernel(kernel, page, 7));
+                }
+            }),
+        );
+        all
+    }
+}
+
+fn each(pages: &mut [Page], work: impl Fn(&mut Page) -> Result<(), LengthError>) {
+    for page in pages {
+        work(page).expect("the length is allowed");
+    }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let key = SecretBytes::<32>::random()?;
-    let hctr2 = RelationCipher::new(CipherId::Aes256Hctr2, &key, 5, 16384)?;
-    let xts = RelationCipher::new(CipherId::Aes256Xts, &key, 5, 16384)?;
-    let gcm_siv = Aes256GcmSiv::new(&key);
+    let ciphers: Vec<_> = Kernel::ALL
+        .into_iter()
+        .map(Ciphers::new)
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flatten()
+        .collect();
+    let plain = vec![[7; PAGE_SIZE]; PAGES];
+    let copy = Box::new(|pages: &mut [Page]| pages.copy_from_slice(black_box(&plain)));
+    let mut operations =
+        vec![Operation { kernel: None, name: "copy of 8192".to_owned(), units: Vec::new(), work: copy }];
+    operations.extend(ciphers.iter().flat_map(Ciphers::operations));
 
-    let plain: Vec<Page> = (0..PAGES).map(heap_page).collect();
-    let sealed_by = |cipher: &RelationCipher| {
-        let mut pages = plain.clone();
-        for (block, page) in pages.iter_mut().enumerate() {
-            cipher.seal(Fork::Main, block as u32, page).expect("the header is valid");
-        }
-        pages
-    };
-    let (hctr2_sealed, xts_sealed) = (sealed_by(&hctr2), sealed_by(&xts));
-    let nonce = [7; 12];
-    let mut siv_sealed = plain.clone();
-    let tags: Vec<_> =
-        siv_sealed.iter_mut().map(|page| gcm_siv.seal(&nonce, b"page", page)).collect::<Result<_, _>>()?;
-
-    let mut operations: Vec<Operation> = vec![
-        ("copy", Box::new(|pages| copy(pages, &plain))),
-        (
-            "checksum",
-            Box::new(|pages| {
-                for page in pages {
-                    black_box(checksum(page, 7));
-                }
-            }),
-        ),
-        (
-            "aes-256-hctr2 seal",
-            Box::new(|pages| each(pages, &plain, |b, p| hctr2.seal(Fork::Main, b, p).is_ok())),
-        ),
-        (
-            "aes-256-hctr2 open",
-            Box::new(|pages| each(pages, &hctr2_sealed, |b, p| hctr2.open(Fork::Main, b, p).is_ok())),
-        ),
-        (
-            "aes-256-xts seal",
-            Box::new(|pages| each(pages, &plain, |b, p| xts.seal(Fork::Main, b, p).is_ok())),
-        ),
-        (
-            "aes-256-xts open",
-            Box::new(|pages| each(pages, &xts_sealed, |b, p| xts.open(Fork::Main, b, p).is_ok())),
-        ),
-        (
-            "aes-256-gcm-siv seal",
-            Box::new(|pages| each(pages, &plain, |_, p| gcm_siv.seal(&nonce, b"page", p).is_ok())),
-        ),
-        (
-            "aes-256-gcm-siv open",
-            Box::new(|pages| {
-                each(pages, &siv_sealed, |b, p| gcm_siv.open(&nonce, b"page", p, &tags[b as usize]).is_ok())
-            }),
-        ),
-    ];
-
-    let mut work = plain.clone();
+    let mut pages = plain.clone();
     let mut times = vec![Vec::with_capacity(RUNS); operations.len()];
+    let mut limits = vec![Vec::with_capacity(RUNS); operations.len()];
     for _ in 0..RUNS {
-        for (index, (_, operation)) in operations.iter_mut().enumerate() {
+        for (index, operation) in operations.iter_mut().enumerate() {
             let start = Instant::now();
             for _ in 0..ROUNDS {
-                operation(&mut work);
+                (operation.work)(&mut pages);
+                black_box(&mut pages);
             }
             times[index].push(start.elapsed().as_nanos() as f64 / (ROUNDS * PAGES) as f64);
+            let start = Instant::now();
+            let mut measured = !operation.units.is_empty();
+            for (rounds, products) in &operation.units {
+                measured &=
+                    operation.kernel.is_some_and(|kernel| kernel.run_units(16 * rounds, 16 * products));
+            }
+            if measured {
+                limits[index].push(start.elapsed().as_nanos() as f64 / 16.0);
+            }
         }
     }
 
-    let median = |runs: &mut Vec<f64>| {
-        runs.sort_by(f64::total_cmp);
-        runs[RUNS / 2]
-    };
-    let copy_time = median(&mut times[0]);
-    println!("{PAGE_SIZE}-byte pages, median of {RUNS} runs; ciphers include the copy of the page");
-    println!("{:<22} {:>9} {:>9}", "", "ns/page", "x copy");
-    for ((name, _), runs) in operations.iter().zip(&mut times) {
-        let time = median(runs);
-        println!("{name:<22} {time:>9.0} {:>9.1}", time / copy_time);
+    let copy_time = median(&mut times[0]).unwrap_or(f64::NAN);
+    println!(
+        "Pages in the second-level cache, median of {RUNS} runs. \"units\": the time that the processor's AES and"
+    );
+    println!("multiplication units need for what the mode does, with what can overlap overlapped.");
+    println!(
+        "{:<9} {:<28} {:>8} {:>7} {:>9} {:>8}",
+        "kernel", "", "ns/page", "x copy", "units ns", "x units"
+    );
+    for ((operation, times), limits) in operations.iter().zip(&mut times).zip(&mut limits) {
+        let Some(time) = median(times) else { continue };
+        let kernel = operation.kernel.map_or("", Kernel::name);
+        let row = format!("{kernel:<9} {:<28} {time:>8.0} {:>7.1}", operation.name, time / copy_time);
+        match median(limits) {
+            Some(limit) => println!("{row} {limit:>9.0} {:>8.2}", time / limit),
+            None => println!("{row}"),
+        }
     }
     Ok(())
 }
 
-fn copy(pages: &mut [Page], from: &[Page]) {
-    pages.copy_from_slice(from);
-    black_box(pages);
-}
-
-/// Gives every page its fresh contents, as the server does, and applies `operation` to it.
-fn each(pages: &mut [Page], from: &[Page], operation: impl Fn(u32, &mut Page) -> bool) {
-    for (block, (page, fresh)) in pages.iter_mut().zip(from).enumerate() {
-        page.copy_from_slice(fresh);
-        assert!(operation(block as u32, page), "a page was refused");
-    }
-    black_box(pages);
+fn median(runs: &mut [f64]) -> Option<f64> {
+    runs.sort_by(f64::total_cmp);
+    runs.get(runs.len() / 2).copied()
 }

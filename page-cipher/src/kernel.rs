@@ -18,6 +18,7 @@ mod aes;
 pub(crate) mod gcm_siv;
 pub(crate) mod hctr2;
 pub(crate) mod isa;
+mod limit;
 mod polyval;
 mod stream;
 #[cfg(target_arch = "x86_64")]
@@ -65,6 +66,21 @@ impl Kernel {
     /// The fastest that runs on this processor: the one that ciphers are made with.
     pub fn best() -> Self {
         Self::ALL.into_iter().find(|kernel| kernel.is_available()).unwrap_or(Self::Portable)
+    }
+
+    /// Does as many AES rounds and carry-less products of single blocks, and nothing else. For benchmarks: no cipher that
+    /// needs as many is faster. False if the kernel does not run here or has no such instructions.
+    #[doc(hidden)]
+    pub fn run_units(self, rounds: usize, products: usize) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => x86::Avx512::detect().map(|isa| limit::run(isa, rounds, products)).is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => x86::Avx2::detect().map(|isa| limit::run(isa, rounds, products)).is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Self::AesNi => x86::AesNi::detect().map(|isa| limit::run(isa, rounds, products)).is_some(),
+            _ => false,
+        }
     }
 
     /// The name in reports.

@@ -159,9 +159,18 @@ impl<I: Isa<G>, const G: usize> Table<I, G> {
     #[inline(always)]
     pub(super) fn absorb(&self, state: I::Vector, x: &[I::Vector; G]) -> I::Vector {
         let mut sum = self.begin(x);
-        for step in 0..Self::STEPS {
-            self.add_step(step, state, x, &mut sum);
+        // Written out, because the compiler does not unroll a loop of this size.
+        macro_rules! steps {
+            ($($step:literal)*) => {
+                const { assert!(Self::STEPS <= [$($step),*].len()) };
+                $(
+                    if $step < Self::STEPS {
+                        self.add_step($step, state, x, &mut sum);
+                    }
+                )*
+            };
         }
+        steps!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
         self.reduce(sum)
     }
 
