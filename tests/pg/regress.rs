@@ -94,7 +94,9 @@ fn run(suite: &Suite, source: &Path, libraries: &Path, encrypted: bool) -> Resul
         .args(["--host", cluster.dir().join("sock").to_str().unwrap(), "--port=5432", "--user=postgres"]);
     // Its exit code counts differences from the expected output, which both runs may have.
     let output = command.output().unwrap();
-    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    // From version 16 on a summary that is not good goes to standard error.
+    let report =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
     let summary = report.lines().rev().find(|l| l.contains("tests passed") || l.contains("tests failed"));
     let summary = summary.unwrap_or_else(|| panic!("pg_regress did not finish:\n{report}")).trim().to_owned();
     let printed = fs::read_dir(out.join("results"))
