@@ -277,3 +277,26 @@ fn a_lost_page_one_comes_back_from_the_hot_journal() {
         assert!(matches!(reason(&scratch.open_with("b.db", "").unwrap_err()), 0xD5 | 0xD7));
     }
 }
+
+#[test]
+fn a_frame_of_an_earlier_wal_is_refused_by_who_has_seen_it() {
+    use std::os::unix::fs::FileExt as _;
+    let scratch = Scratch::new();
+    let writer = scratch.open("a.db");
+    writer
+        .execute_batch(
+            "PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE t(id INTEGER PRIMARY KEY, b);
+             INSERT INTO t VALUES(1, 'first'); PRAGMA wal_checkpoint(RESTART); UPDATE t SET b='rich'",
+        )
+        .unwrap();
+    let reader = scratch.open("a.db");
+    assert_eq!(text(&reader, "SELECT b FROM t"), "rich");
+    let earlier = scratch.bytes("a.db-wal")[32..32 + 24 + 4096].to_vec();
+    writer.execute_batch("PRAGMA wal_checkpoint(RESTART); UPDATE t SET b='poor'").unwrap();
+    let wal = std::fs::File::options().write(true).open(scratch.path("a.db-wal")).unwrap();
+    wal.write_all_at(&earlier, 32).unwrap();
+    for connection in [&reader, &scratch.open("a.db")] {
+        let error = try_text(connection, "SELECT b FROM t").unwrap_err();
+        assert!(matches!(reason(&error), 0xD4 | 0xE0), "{error}");
+    }
+}
