@@ -114,9 +114,6 @@ pub enum KeysError {
         /// The keyring.
         keyring: PathBuf,
     },
-    /// The keys are a parent process's.
-    #[error("these keys were read before a fork; a child process must open its own connection")]
-    Forked,
     /// Forks cannot be noticed.
     #[error(transparent)]
     ForkCanary(#[from] ForkCanaryError),
@@ -156,7 +153,6 @@ impl KeysError {
             | Self::Settings(_) => Reason::Config,
             Self::Pin { .. } => Reason::HsmRefused,
             Self::Login { source, .. } => reason_of_hsm(source.kind()),
-            Self::Forked => Reason::Forked,
             Self::ForkCanary(_) | Self::Random(_) => Reason::System,
         }
     }
