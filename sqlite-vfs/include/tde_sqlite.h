@@ -62,7 +62,7 @@ typedef struct tde_sqlite_config {
   size_t size;                    /* sizeof(tde_sqlite_config) */
   const char *name;               /* name of the VFS; "tde" */
   const char *parent;             /* name of the VFS below; SQLite's default */
-  int make_default;               /* also for databases that name no VFS */
+  int make_default;               /* also for databases that name no VFS; see tde_sqlite_register() */
   const char *keyring;            /* directory of the keyring */
   const char *hsm;                /* HSM, for example "soft:/etc/tde/hsm" */
   const char *pin_file;           /* file with the PIN */
@@ -102,7 +102,12 @@ int tde_sqlite_register_with(const tde_sqlite_functions *functions, const tde_sq
 /* The text of the last error of this thread, "" if there was none; valid until its next call of this library. */
 const char *tde_sqlite_errmsg(void);
 
-/* Registers the VFS with the SQLite that the calling program is linked with. Thread-safe; may be called again. */
+/*
+** Registers the VFS with the SQLite that the calling program is linked with. Thread-safe; may be called again.
+**
+** sqlite3_initialize() after sqlite3_shutdown() makes SQLite's own VFS the default again, and new databases would be
+** plaintext: call this again then. Naming the VFS in each URI (vfs=tde) does not depend on any default.
+*/
 static inline int tde_sqlite_register(const tde_sqlite_config *config){
   tde_sqlite_functions f;
   f.size = sizeof(f);

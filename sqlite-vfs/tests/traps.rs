@@ -300,3 +300,18 @@ fn a_frame_of_an_earlier_wal_is_refused_by_who_has_seen_it() {
         assert!(matches!(reason(&error), 0xD4 | 0xE0), "{error}");
     }
 }
+
+#[test]
+fn a_pragma_waits_for_a_lock_and_then_says_busy() {
+    let scratch = Scratch::new();
+    let db = scratch.open("a.db");
+    fill(&db, 10);
+    let other = scratch.open("a.db");
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let error = try_text(&db, "PRAGMA tde_verify").unwrap_err();
+    assert_eq!(primary(&error), Some(ErrorCode::DatabaseBusy));
+    let waiting = std::thread::spawn(move || text(&db, "PRAGMA tde_verify"));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    other.execute_batch("COMMIT").unwrap();
+    assert_eq!(waiting.join().unwrap(), "ok");
+}

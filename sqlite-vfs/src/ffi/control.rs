@@ -2,12 +2,18 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
 
 use super::abi::*;
 use super::file::{self, Handle};
 use crate::error::{Result, VfsError};
 use crate::main_db::MainDb;
 use crate::status::{self, Pragma};
+
+/// How often a lock that another process holds is asked for, and how long is waited in between: five seconds in all.
+const LOCK_TRIES: u32 = 250;
+const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
 /// # Safety
 /// `file` is open under this VFS and `arg` is what SQLite documents for `op`.
@@ -102,6 +108,7 @@ unsafe fn pragma(file: *mut sqlite3_file, handle: &Handle, args: *mut *mut c_cha
     };
     let (text, code) = match outcome {
         Ok(text) => (text.unwrap_or_default(), SQLITE_OK),
+        Err(error @ VfsError::Below { code, .. }) => (error.to_string(), code),
         Err(error) => (error.to_string(), SQLITE_ERROR),
     };
     // SAFETY: by the caller's promise the first element takes a string that SQLite frees.
@@ -122,8 +129,17 @@ unsafe fn locked<T>(
     if held != SQLITE_LOCK_NONE {
         return handle.with_main(work);
     }
-    // SAFETY: the file is open. The lock is given up below, before SQLite takes one itself.
-    let code = unsafe { file::below(file, |m| m.xLock, |f, p| f(p, SQLITE_LOCK_SHARED)) };
+    let mut tries = 0;
+    let code = loop {
+        // SAFETY: the file is open. The lock is given up below, before SQLite takes one itself.
+        let code = unsafe { file::below(file, |m| m.xLock, |f, p| f(p, SQLITE_LOCK_SHARED)) };
+        tries += 1;
+        if code & 0xff != SQLITE_BUSY || tries == LOCK_TRIES {
+            break code;
+        }
+        // The connection's busy handler cannot be reached from here.
+        thread::sleep(BETWEEN_TRIES);
+    };
     if code != SQLITE_OK {
         let file = handle.main_part().map_or_else(String::new, |part| part.database.path().to_owned());
         return Err(VfsError::Below { file, action: "locking", code });
