@@ -1,11 +1,11 @@
 \echo Use "CREATE EXTENSION pg_tde" to load this file. \quit
 
-CREATE FUNCTION tde.encrypt_tablespace(name text, cipher text DEFAULT NULL)
+CREATE FUNCTION tde.encrypt_tablespace(name text, cipher text DEFAULT NULL, wait boolean DEFAULT false)
 RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'encrypt_tablespace_wrapper';
-COMMENT ON FUNCTION tde.encrypt_tablespace(text, text) IS
-'encrypt everything that is stored in an empty tablespace from now on; returns the job that does the rest, NULL if there is none';
+COMMENT ON FUNCTION tde.encrypt_tablespace(text, text, boolean) IS
+'encrypt everything that is stored in a tablespace from now on; returns the job that rewrites what it holds, NULL if it is empty';
 
 CREATE FUNCTION tde.rotate_master_key()
 RETURNS integer
@@ -62,9 +62,15 @@ COMMENT ON FUNCTION tde.verify_tablespace(text) IS
 
 CREATE FUNCTION tde.tablespace_lines()
 RETURNS TABLE (line bigint, tablespace oid, cipher text, key_version integer,
-               encrypted_from text, dropped_at text, unwrapped boolean)
+               encrypted_from text, dropped_at text, unwrapped boolean, state text)
 LANGUAGE c STRICT VOLATILE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'tablespace_lines_wrapper';
+
+CREATE FUNCTION tde.job_table()
+RETURNS TABLE (job bigint, tablespace oid, phase text, database oid, relation oid, blocks_done bigint,
+               blocks_total bigint, attempts integer, started timestamptz)
+LANGUAGE c STRICT VOLATILE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'job_table_wrapper';
 
 CREATE FUNCTION tde.key_versions()
 RETURNS TABLE (line bigint, scope text, state text, cipher text, key_version integer,
@@ -79,11 +85,22 @@ LANGUAGE c STRICT VOLATILE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'counters_wrapper';
 
 CREATE VIEW tde.tablespaces AS
-    SELECT t.spcname AS name, t.oid, CASE WHEN l.line IS NULL THEN 'plain' ELSE 'encrypted' END AS state,
+    SELECT t.spcname AS name, t.oid, coalesce(l.state, 'plain') AS state,
            l.cipher, l.key_version, l.line AS key_line, l.encrypted_from::pg_lsn AS encrypted_from
     FROM pg_catalog.pg_tablespace t
     LEFT JOIN tde.tablespace_lines() l ON l.tablespace = t.oid AND l.dropped_at IS NULL;
 COMMENT ON VIEW tde.tablespaces IS 'every tablespace and how it is stored';
+
+CREATE VIEW tde.jobs AS
+    SELECT j.job, 'encrypt' AS kind, t.spcname AS tablespace, j.phase, d.datname AS database,
+           coalesce(CASE WHEN d.datname = pg_catalog.current_database()
+                         THEN (SELECT c.oid::regclass::text FROM pg_catalog.pg_class c WHERE c.oid = j.relation) END,
+                    j.relation::text) AS relation,
+           j.blocks_done, j.blocks_total, j.attempts, j.started
+    FROM tde.job_table() j
+    LEFT JOIN pg_catalog.pg_tablespace t ON t.oid = j.tablespace
+    LEFT JOIN pg_catalog.pg_database d ON d.oid = j.database;
+COMMENT ON VIEW tde.jobs IS 'jobs that rewrite pages: under way, and those that ended lately';
 
 CREATE VIEW tde.keys AS SELECT * FROM tde.key_versions();
 COMMENT ON VIEW tde.keys IS 'every version of every data key in the keyring, without the keys';

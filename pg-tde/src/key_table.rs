@@ -12,6 +12,7 @@ use page_cipher::CipherId;
 use secret_mem::SecretBytes;
 
 use crate::ffi::compat::RelationId;
+use crate::job_table::JobTable;
 
 /// Tablespaces with a key that one server life can hold, dropped ones included.
 pub(crate) const MAX_ENTRIES: usize = 4096;
@@ -19,9 +20,10 @@ pub(crate) const MAX_ENTRIES: usize = 4096;
 const SHARDS: usize = 64;
 /// Torn pages that one recovery can wait for.
 const MAX_PLACEHOLDERS: usize = 4096;
-/// First OID that is not reserved for the system (access/transam.h `FirstNormalObjectId`): `pg_default` and
-/// `pg_global` are below it.
-pub(crate) const FIRST_USER_OID: u32 = 16384;
+/// Tablespace `pg_default` (catalog/pg_tablespace.dat).
+pub(crate) const PG_DEFAULT: u32 = 1663;
+/// Tablespace `pg_global`, of the catalogs that all databases share.
+pub(crate) const PG_GLOBAL: u32 = 1664;
 /// WAL position that no record reaches: the end of what has not ended.
 pub(crate) const OPEN_END: u64 = u64::MAX;
 
@@ -30,6 +32,7 @@ pub(crate) const OPEN_END: u64 = u64::MAX;
 pub(crate) struct Entry {
     line: AtomicU64,
     start: AtomicU64,
+    strict: AtomicU64,
     end: AtomicU64,
     tablespace: AtomicU32,
     version: AtomicU32,
@@ -41,6 +44,23 @@ pub(crate) struct Entry {
     /// Only the manifest names the line; the WAL has yet to bring it.
     awaited: AtomicU32,
     dek: [AtomicU64; 4],
+}
+
+impl Entry {
+    /// Read without a lock: the fields change one after the other, but each only from "not yet" to its value, and every
+    /// mixture is a state that was in force.
+    fn span(&self) -> Span {
+        let end = self.end.load(Acquire);
+        let strict = self.strict.load(Acquire);
+        Span { start: self.start.load(Acquire), strict, end }
+    }
+
+    /// `strict` before `end`, which puts a new line into force.
+    fn set_span(&self, span: Span) {
+        self.start.store(span.start, Release);
+        self.strict.store(span.strict, Release);
+        self.end.store(span.end, Release);
+    }
 }
 
 /// What happened to pages, for `tde.stats`.
@@ -77,6 +97,10 @@ pub(crate) struct KeyTable {
     pub(crate) placeholders: Placeholders,
     /// Which of the two double-write files is in use.
     pub(crate) double_write: DoubleWriteState,
+    /// Where the redo began that this server went through last: pages may be as old as this.
+    recovery_from: AtomicU64,
+    /// Work in the background.
+    pub(crate) jobs: JobTable,
     entries: [Entry; MAX_ENTRIES],
 }
 
@@ -165,6 +189,53 @@ pub(crate) enum TableError {
     },
 }
 
+/// The WAL positions between which a line counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// From here on pages are written under the line.
+    pub(crate) start: u64,
+    /// From here on there is no plain page left; [`OPEN_END`] while a job rewrites them.
+    pub(crate) strict: u64,
+    /// Here the tablespace was dropped, [`OPEN_END`] while the line is in force, 0 for a line that was never put to use.
+    pub(crate) end: u64,
+}
+
+impl Span {
+    /// Of a line that was made and never put to use.
+    pub(crate) const UNUSED: Self = Self { start: 0, strict: 0, end: 0 };
+
+    /// Whether it holds at a position.
+    pub(crate) fn contains(&self, position: u64) -> bool {
+        self.start <= position && position < self.end
+    }
+
+    /// Whether it holds now.
+    pub(crate) fn in_force(&self) -> bool {
+        self.end == OPEN_END
+    }
+
+    /// Whether plain pages are being rewritten now.
+    pub(crate) fn converting(&self) -> bool {
+        self.in_force() && self.strict == OPEN_END
+    }
+
+    /// The last position that is known to it.
+    pub(crate) fn last(&self) -> u64 {
+        [self.start, self.strict, self.end].into_iter().filter(|&at| at != OPEN_END).max().unwrap_or(0)
+    }
+
+    /// What is known after another record of the line, which may be older or newer: nothing is taken back.
+    /// `None` when they are not of the same line.
+    pub(crate) fn merged(self, other: Self) -> Option<Self> {
+        // Not a comparison with `UNUSED`: a process may have been killed half-way.
+        if self.end == 0 || other.end == 0 {
+            return Some(if self.end == 0 { other } else { self });
+        }
+        let (strict, end) = (self.strict.min(other.strict), self.end.min(other.end));
+        (self.start == other.start).then_some(Self { strict, end, ..self })
+    }
+}
+
 /// A copy of what an entry says, without its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LineInfo {
@@ -178,10 +249,8 @@ pub(crate) struct LineInfo {
     pub(crate) tablespace: u32,
     /// Cipher of the pages.
     pub(crate) cipher: CipherId,
-    /// WAL position from which the tablespace is encrypted under this line.
-    pub(crate) start: u64,
-    /// WAL position at which it was dropped, [`OPEN_END`] while it is in force, 0 for a line that was never put to use.
-    pub(crate) end: u64,
+    /// From where to where it counts.
+    pub(crate) span: Span,
     /// Only the manifest names the line; the WAL has yet to bring it.
     pub(crate) awaited: bool,
 }
@@ -240,8 +309,7 @@ impl KeyTable {
                 version: entry.version.load(Relaxed),
                 tablespace: entry.tablespace.load(Relaxed),
                 cipher,
-                start: entry.start.load(Relaxed),
-                end: entry.end.load(Acquire),
+                span: entry.span(),
                 awaited: entry.awaited.load(Relaxed) != 0,
             })
         })
@@ -249,7 +317,7 @@ impl KeyTable {
 
     /// The line that is in force for a tablespace now.
     pub(crate) fn active(&self, tablespace: u32) -> Option<LineInfo> {
-        self.lines().find(|line| line.tablespace == tablespace && line.end == OPEN_END)
+        self.lines().find(|line| line.tablespace == tablespace && line.span.in_force())
     }
 
     /// Whether there is no room for another line.
@@ -267,8 +335,7 @@ impl KeyTable {
         version: u32,
         tablespace: u32,
         cipher: CipherId,
-        start: u64,
-        end: u64,
+        span: Span,
     ) -> Result<usize, TableError> {
         let index = self.used.load(Acquire) as usize;
         let entry = self.entries.get(index).ok_or(TableError::Full)?;
@@ -276,8 +343,7 @@ impl KeyTable {
         entry.line.store(line, Relaxed);
         entry.version.store(version, Relaxed);
         entry.tablespace.store(tablespace, Relaxed);
-        entry.start.store(start, Relaxed);
-        entry.end.store(end, Relaxed);
+        entry.set_span(span);
         entry.cipher.store(u32::from(cipher as u8), Release);
         self.generation.fetch_add(1, Release);
         Ok(index)
@@ -289,7 +355,8 @@ impl KeyTable {
     /// # Errors
     /// [`TableError::Full`]
     pub(crate) fn add_awaited(&self, line: u64, tablespace: u32) -> Result<(), TableError> {
-        let index = self.add(line, 0, tablespace, CipherId::Aes256Hctr2, 0, OPEN_END)?;
+        let always = Span { start: 0, strict: 0, end: OPEN_END };
+        let index = self.add(line, 0, tablespace, CipherId::Aes256Hctr2, always)?;
         self.entries[index].awaited.store(1, Release);
         Ok(())
     }
@@ -300,7 +367,7 @@ impl KeyTable {
         entry.version.store(line.version, Relaxed);
         entry.cipher.store(u32::from(line.cipher as u8), Relaxed);
         entry.awaited.store(0, Release);
-        self.set_range(line.index, line.start, line.end);
+        self.set_span(line.index, line.span);
     }
 
     /// Publishes the key of a line.
@@ -341,11 +408,19 @@ impl KeyTable {
     }
 
     /// Changes from which WAL position to which a line counts. The caller holds the writers' lock.
-    pub(crate) fn set_range(&self, index: usize, start: u64, end: u64) {
-        let entry = &self.entries[index];
-        entry.start.store(start, Relaxed);
-        entry.end.store(end, Release);
+    pub(crate) fn set_span(&self, index: usize, span: Span) {
+        self.entries[index].set_span(span);
         self.generation.fetch_add(1, Release);
+    }
+
+    /// Where the redo began that this server went through last: 0 for a copy of another server.
+    pub(crate) fn recovery_from(&self) -> u64 {
+        self.recovery_from.load(Acquire)
+    }
+
+    /// Notes where redo is about to begin.
+    pub(crate) fn set_recovery_from(&self, position: u64) {
+        self.recovery_from.store(position, Release);
     }
 
     /// Whether the line is known to be in the WAL since the server started.
@@ -394,6 +469,27 @@ impl KeyTable {
 mod tests {
     use super::*;
 
+    const FROM_100: Span = Span { start: 100, strict: 100, end: OPEN_END };
+
+    #[test]
+    fn records_of_a_line_in_any_order_give_the_same_span() {
+        let converting = Span { strict: OPEN_END, ..FROM_100 };
+        let strict = Span { strict: 150, ..FROM_100 };
+        let dropped = Span { strict: 150, end: 200, ..FROM_100 };
+        let dropped_before = Span { end: 200, ..converting };
+        let stages = [Span::UNUSED, converting, strict, dropped];
+        for (later, expected) in stages.iter().enumerate() {
+            for earlier in &stages[..later] {
+                assert_eq!(earlier.merged(*expected), Some(*expected));
+                assert_eq!(expected.merged(*earlier), Some(*expected));
+            }
+        }
+        assert_eq!(converting.merged(dropped_before), Some(dropped_before));
+        assert_eq!(converting.merged(Span { start: 101, ..converting }), None);
+        assert_eq!([converting, strict, dropped].map(|span| span.converting()), [true, false, false]);
+        assert_eq!(stages.map(|span| span.last()), [0, 100, 150, 200]);
+    }
+
     fn table() -> &'static KeyTable {
         crate::ffi::shared::key_table().expect("a mapping")
     }
@@ -402,7 +498,7 @@ mod tests {
     fn a_published_key_comes_back_and_a_stray_write_is_noticed() {
         let table = table();
         let dek = SecretBytes::random().expect("random");
-        let index = table.add(7, 1, 16400, CipherId::Aes256Hctr2, 100, OPEN_END).expect("room");
+        let index = table.add(7, 1, 16400, CipherId::Aes256Hctr2, FROM_100).expect("room");
         assert!(table.dek(index).expect("intact").is_none());
         table.set_dek(index, &dek);
         assert!(table.dek(index).expect("intact").expect("present").ct_eq(&dek));
@@ -414,11 +510,11 @@ mod tests {
     fn a_line_is_active_until_it_ends_and_every_change_raises_the_generation() {
         let table = table();
         let before = table.generation();
-        let first = table.add(1, 1, 16400, CipherId::Aes256Hctr2, 100, OPEN_END).expect("room");
+        let first = table.add(1, 1, 16400, CipherId::Aes256Hctr2, FROM_100).expect("room");
         assert!(table.generation() > before);
-        table.set_range(first, 100, 200);
+        table.set_span(first, Span { end: 200, ..FROM_100 });
         assert!(table.active(16400).is_none());
-        table.add(2, 1, 16400, CipherId::Aes256Xts, 300, OPEN_END).expect("room");
+        table.add(2, 1, 16400, CipherId::Aes256Xts, FROM_100).expect("room");
         assert_eq!(table.active(16400).map(|line| line.line), Some(2));
         assert_eq!(table.lines().count(), 2);
     }
@@ -435,9 +531,9 @@ mod tests {
         let table = table();
         for line in 0..MAX_ENTRIES as u64 {
             assert!(!table.is_full());
-            table.add(line, 1, 1, CipherId::Aes256Hctr2, 0, OPEN_END).expect("room");
+            table.add(line, 1, 1, CipherId::Aes256Hctr2, Span::UNUSED).expect("room");
         }
         assert!(table.is_full());
-        assert_eq!(table.add(0, 1, 1, CipherId::Aes256Hctr2, 0, OPEN_END), Err(TableError::Full));
+        assert_eq!(table.add(0, 1, 1, CipherId::Aes256Hctr2, Span::UNUSED), Err(TableError::Full));
     }
 }

@@ -11,7 +11,7 @@ use keyring::{
 use page_cipher::CipherId;
 
 use crate::ffi::server;
-use crate::key_table::{KeyTable, LineInfo, OPEN_END, TableError};
+use crate::key_table::{KeyTable, LineInfo, OPEN_END, Span, TableError};
 use crate::manifest::{Manifest, ManifestError, Named};
 use crate::pin_command::{self, PinCommandError};
 use crate::{report, settings};
@@ -212,12 +212,12 @@ pub(crate) fn load(table: &KeyTable) -> Result<(), KeyError> {
     let control = if recovers { None } else { server::control_file() };
     let redo = control.as_ref().map_or(0, |control| control.redo);
     for scope in scopes.iter().filter(|scope| !scope.is_draft()) {
-        let Some(facts) = LineFacts::of(scope).filter(|facts| facts.end > redo) else { continue };
+        let Some(facts) = LineFacts::of(scope).filter(|facts| facts.span.end > redo) else { continue };
         let index = facts.add_to(table)?;
         match unlocked.dek_of(scope, facts.version, &hsm) {
             Ok(dek) => table.set_dek(index, &dek),
             // Of a dropped tablespace: recovery may do without it, and says so if it cannot.
-            Err(_) if facts.end != OPEN_END => (),
+            Err(_) if !facts.span.in_force() => (),
             Err(error) => return Err(error.into()),
         }
     }
@@ -269,7 +269,7 @@ pub(crate) fn synchronize(table: &KeyTable) -> Result<(), KeyError> {
         let Some(facts) = LineFacts::of(scope) else { continue };
         let known = table.lines().any(|line| line.line == facts.line.0);
         // Lines that ended before this server started were left out on purpose.
-        if known || facts.end == OPEN_END {
+        if known || facts.span.in_force() {
             facts.add_to(table)?;
         }
     }
@@ -296,8 +296,7 @@ pub(crate) fn check_end_of_redo(table: &KeyTable, position: u64) -> Result<(), K
             let (dir, line, tablespace) = (settings::keyring_directory(), line.line, line.tablespace);
             return Err(KeyError::LineLost { dir, line, tablespace });
         }
-        let end = if line.end == OPEN_END { 0 } else { line.end };
-        let last = line.start.max(end);
+        let last = line.span.last();
         if last > position {
             let dir = settings::keyring_directory();
             return Err(KeyError::Future {
@@ -358,6 +357,12 @@ fn is_copy_of_another_server() -> bool {
     ["backup_label", "standby.signal", "recovery.signal"].iter().any(|name| data.join(name).exists())
 }
 
+/// Where redo is about to begin; 0 when it begins at a backup's label, which is older than the control file says.
+pub(crate) fn redo_begins() -> u64 {
+    let labelled = server::data_directory().join("backup_label").exists();
+    if labelled { 0 } else { server::control_file().map_or(0, |control| control.redo) }
+}
+
 /// What the key table and the WAL record say of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LineFacts {
@@ -365,8 +370,7 @@ pub(crate) struct LineFacts {
     pub(crate) version: KeyVersion,
     pub(crate) tablespace: u32,
     pub(crate) cipher: CipherId,
-    pub(crate) start: u64,
-    pub(crate) end: u64,
+    pub(crate) span: Span,
 }
 
 impl LineFacts {
@@ -377,16 +381,15 @@ impl LineFacts {
             scope.versions.iter().rev().find(|entry| !matches!(entry.state, DekState::Destroyed { .. }));
         let position =
             |state| scope.history.iter().find(|change| change.state == state).map(|change| change.from.0);
-        let start = position(TablespaceState::Encrypted);
+        let strict = position(TablespaceState::Encrypted);
+        let start = position(TablespaceState::Encrypting).or(strict);
         let end = position(TablespaceState::Retired);
-        Some(Self {
-            line: scope.line,
-            version: newest?.version,
-            tablespace: oid,
-            cipher: scope.cipher,
-            start: start.unwrap_or(0),
-            end: if start.is_some() { end.unwrap_or(OPEN_END) } else { 0 },
-        })
+        let span = start.map_or(Span::UNUSED, |start| Span {
+            start,
+            strict: strict.unwrap_or(OPEN_END),
+            end: end.unwrap_or(OPEN_END),
+        });
+        Some(Self { line: scope.line, version: newest?.version, tablespace: oid, cipher: scope.cipher, span })
     }
 
     /// How the manifest names the line.
@@ -401,23 +404,21 @@ impl LineFacts {
     pub(crate) fn add_to(&self, table: &KeyTable) -> Result<usize, KeyError> {
         let Some(known) = table.lines().find(|line| line.line == self.line.0) else {
             let (line, version) = (self.line.0, self.version.0);
-            return Ok(table.add(line, version, self.tablespace, self.cipher, self.start, self.end)?);
+            return Ok(table.add(line, version, self.tablespace, self.cipher, self.span)?);
         };
         if known.awaited && known.tablespace == self.tablespace {
-            let (version, cipher, start, end) = (self.version.0, self.cipher, self.start, self.end);
-            table.arrive(LineInfo { version, cipher, start, end, ..known });
+            let (version, cipher, span) = (self.version.0, self.cipher, self.span);
+            table.arrive(LineInfo { version, cipher, span, ..known });
             return Ok(known.index);
         }
         let same =
             (known.version, known.tablespace, known.cipher) == (self.version.0, self.tablespace, self.cipher);
-        let unused = known.end == 0;
-        if !same || (!unused && self.end != 0 && known.start != self.start) {
-            return Err(KeyError::Mismatch { line: self.line.0 });
-        }
         // A record that recovery replays may be older than the table: it takes nothing back.
-        let newer = if unused { self.end != 0 } else { self.end < known.end && self.end != 0 };
-        if newer {
-            table.set_range(known.index, self.start, self.end);
+        let Some(span) = known.span.merged(self.span).filter(|_| same) else {
+            return Err(KeyError::Mismatch { line: self.line.0 });
+        };
+        if span != known.span {
+            table.set_span(known.index, span);
         }
         Ok(known.index)
     }
@@ -487,7 +488,7 @@ fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
     let scope = unlocked.scope(LineNumber(line.line))?;
     let same = LineFacts::of(&scope).is_some_and(|facts| {
         (facts.tablespace, facts.cipher) == (line.tablespace, line.cipher)
-            && (facts.start == line.start || scope.is_draft() || line.end == 0)
+            && facts.span.merged(line.span).is_some()
     });
     if !same {
         return Err(KeyError::Mismatch { line: line.line });
@@ -505,11 +506,11 @@ mod tests {
 
     fn facts(start: u64, end: u64) -> LineFacts {
         let (line, version, cipher) = (LineNumber(1), KeyVersion(1), CipherId::Aes256Hctr2);
-        LineFacts { line, version, tablespace: 16400, cipher, start, end }
+        LineFacts { line, version, tablespace: 16400, cipher, span: Span { start, strict: start, end } }
     }
 
     fn range(table: &KeyTable) -> (u64, u64) {
-        table.lines().map(|line| (line.start, line.end)).next().expect("a line")
+        table.lines().map(|line| (line.span.start, line.span.end)).next().expect("a line")
     }
 
     #[test]
@@ -545,7 +546,7 @@ mod tests {
         let arrived = LineFacts { cipher: CipherId::Aes256Xts, ..facts(100, OPEN_END) };
         arrived.add_to(table).expect("awaited");
         let line = table.active(16400).expect("there");
-        assert_eq!((line.awaited, line.cipher, line.start), (false, CipherId::Aes256Xts, 100));
+        assert_eq!((line.awaited, line.cipher, line.span.start), (false, CipherId::Aes256Xts, 100));
         assert_eq!(table.lines().count(), 1);
     }
 }

@@ -11,6 +11,8 @@
 //! keys         from the HSM and the keyring into the key table
 //! manifest     what the data directory itself says of its keys
 //! tablespace   changing how a tablespace is stored
+//! trial        reading pages that may be one of several things
+//! jobs         rewriting the pages of a tablespace in the background; rewrite: one database of it; job_table: what others see
 //! placeholder  torn pages that recovery meets before their image
 //! double_write pages that the WAL cannot repair when they are torn
 //! wal          the record that carries key lines to standbys
@@ -21,6 +23,8 @@
 mod double_write;
 #[allow(unsafe_code)]
 mod ffi;
+mod job_table;
+mod jobs;
 mod key_table;
 mod keys;
 mod manifest;
@@ -29,7 +33,9 @@ mod pin_command;
 mod placeholder;
 mod process;
 mod report;
+mod rewrite;
 mod settings;
 mod tablespace;
+mod trial;
 mod verify;
 mod wal;

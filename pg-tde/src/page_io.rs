@@ -10,7 +10,8 @@ use crate::ffi::server;
 use crate::key_table::{KeyTable, TableError};
 use crate::keys::{self, KeyError};
 use crate::placeholder;
-use crate::process::{Process, Regime};
+use crate::process::{Process, Reading, Regime};
+use crate::trial;
 
 /// Why a page cannot be encrypted or decrypted. A page that merely fails to open is not among these: it goes to the
 /// buffer manager as an invalid page.
@@ -32,6 +33,11 @@ pub(crate) enum PageError {
     /// The page is not one that could be read back.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// What a page is cannot be told.
+    #[error(
+        "the page is valid in two ways, as it can be once in 2^43 pages while a tablespace is converted: dump the relation's other pages and restore it"
+    )]
+    Ambiguous,
     /// A stand-in for a torn page must never reach the disk.
     #[error("the stand-in for a torn page was about to be written")]
     Placeholder,
@@ -115,10 +121,28 @@ pub(crate) fn key_for_redo(table: &'static KeyTable, relation: RelationId) -> Re
 /// Only when the key cannot be had: a missing key must never look like a damaged page, which
 /// `zero_damaged_pages` would wipe.
 pub(crate) fn open(table: &'static KeyTable, at: PageAddress, page: &mut Page) -> Result<Opened, PageError> {
-    let mut regime = Process::with(table, |process| process.regime(at.relation))?;
-    if regime == Regime::Plain || pg::is_zero(page) {
-        return Ok(Opened::Page);
+    let regime = match Process::with(table, |process| process.reading(at.relation))? {
+        Reading::Only(Regime::Plain) => return Ok(Opened::Page),
+        _ if pg::is_zero(page) => return Ok(Opened::Page),
+        Reading::Only(regime) => regime,
+        Reading::AnyOf { regimes, plain } => return trial::open(table, at, &regimes, plain, page),
+    };
+    match open_under(table, at, regime, page)? {
+        Ok(()) => Ok(Opened::Page),
+        Err(error) => Ok(refuse(table, at, &error, page, false)),
     }
+}
+
+/// Decrypts a page under one key, which is unwrapped if need be. Inside: the page does not open and is unchanged.
+///
+/// # Errors
+/// When the key cannot be had.
+pub(crate) fn open_under(
+    table: &'static KeyTable,
+    at: PageAddress,
+    regime: Regime,
+    page: &mut Page,
+) -> Result<Result<(), OpenError>, PageError> {
     loop {
         let opened = Process::with(table, |process| {
             let pid = process.pid;
@@ -134,26 +158,36 @@ pub(crate) fn open(table: &'static KeyTable, at: PageAddress, page: &mut Page) -
             }
             Ok::<_, PageError>(Some(result))
         })?;
-        match opened {
-            Some(Ok(())) => return Ok(Opened::Page),
-            Some(Err(error)) => return Ok(refuse(table, at, &error, page)),
-            None => regime = regime_with_key(table, at.relation)?,
+        match (opened, regime) {
+            (Some(result), _) => return Ok(result),
+            (None, Regime::Line(line)) => keys::unwrap_line(table, line)?,
+            // Keys of temporary relations are made when they are needed.
+            (None, _) => return Ok(Err(OpenError::NotAuthentic)),
         }
     }
 }
 
 /// Decides what the buffer manager gets for a page that does not open.
-fn refuse(table: &'static KeyTable, at: PageAddress, error: &OpenError, page: &mut Page) -> Opened {
+///
+/// `plain_allowed`: a page in clear would have been accepted, so its header says nothing.
+pub(crate) fn refuse(
+    table: &'static KeyTable,
+    at: PageAddress,
+    error: &OpenError,
+    page: &mut Page,
+    plain_allowed: bool,
+) -> Opened {
     let counters = table.counters(server::pid());
     let cause = match *error {
         // Ciphertext, torn or not, has no valid header.
-        _ if pg::header_is_valid(page, at.fork) => Cause::Plain,
+        _ if !plain_allowed && pg::header_is_valid(page, at.fork) => Cause::Plain,
         OpenError::ChecksumMismatch { stored, computed } => Cause::Damaged { stored, computed },
         _ => Cause::NotAuthentic,
     };
     let torn = matches!(cause, Cause::Damaged { .. });
-    if torn && matches!(at.fork, Fork::Fsm | Fork::Vm) {
-        // These maps are not protected against torn writes; the server takes a zero page for "nothing known".
+    if (torn || cause == Cause::Plain) && matches!(at.fork, Fork::Fsm | Fork::Vm) {
+        // These maps are not protected against torn writes; the server takes a zero page for "nothing known". In clear they are where a
+        // standby had pages that its primary's job could not know of.
         counters.torn_maps.fetch_add(1, Relaxed);
         page.fill(0);
         return Opened::TornMap;

@@ -10,7 +10,7 @@ use secret_mem::SecretBytes;
 
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
-use crate::key_table::{KeyTable, LineInfo, OPEN_END};
+use crate::key_table::{KeyTable, LineInfo};
 use crate::keys::{self, KeyError};
 use crate::page_io::PageError;
 
@@ -30,7 +30,7 @@ enum CipherKey {
     Temporary { database: u32, number: u32 },
 }
 
-/// How the pages of a relation are stored.
+/// How the pages of a relation are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Regime {
     /// As PostgreSQL writes them.
@@ -39,6 +39,20 @@ pub(crate) enum Regime {
     Line(LineInfo),
     /// Under the ephemeral key of this session: a temporary relation in an encrypted tablespace.
     Temporary,
+}
+
+/// What a page of a relation may be when it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// What this says and nothing else.
+    Only(Regime),
+    /// Any of these, or in clear if `plain`: pages are being rewritten, or recovery is not yet where the files are.
+    AnyOf {
+        /// Not [`Regime::Plain`]; the likeliest first.
+        regimes: Vec<Regime>,
+        /// In clear as well.
+        plain: bool,
+    },
 }
 
 /// The state of one process.
@@ -50,6 +64,8 @@ pub(crate) struct Process {
     lines: Vec<LineInfo>,
     ciphers: LruCache<CipherKey, RelationCipher>,
     temporary_key: Option<SecretBytes<32>>,
+    /// Tablespaces that were encrypted when this process began: none of its temporary pages there are in clear.
+    encrypted_before: Vec<u32>,
     recovery_over: bool,
     pub(crate) data_checksums: bool,
     pub(crate) pid: u32,
@@ -70,6 +86,7 @@ impl Process {
             lines: Vec::new(),
             ciphers: LruCache::new(CIPHERS),
             temporary_key: None,
+            encrypted_before: in_force(table.lines()),
             recovery_over: false,
             data_checksums: server::data_checksums(),
             pid: server::pid(),
@@ -104,7 +121,7 @@ impl Process {
         !self.recovery_over
     }
 
-    /// How the pages of a relation are stored now; in recovery: at the position that is being replayed.
+    /// How the pages of a relation are written now; in recovery: at the position that is being replayed.
     ///
     /// The state of a tablespace is a history by WAL position, not a value: recovery starts before
     /// changes that the keyring already knows of.
@@ -116,16 +133,56 @@ impl Process {
         if !self.lines.iter().any(|line| line.tablespace == id.tablespace) {
             return Ok(Regime::Plain);
         }
-        let position = if self.recovery_in_progress() {
-            Some(server::replay_position())
-        } else {
-            keys::ensure_compared(self.table)?;
-            None
-        };
-        Ok(match (line_at(&self.lines, id.tablespace, position), id.temporary) {
+        let position = self.replay_position()?;
+        Ok(self.regime_at(id, position))
+    }
+
+    /// `None` when nothing is replayed.
+    fn replay_position(&mut self) -> Result<Option<u64>, KeyError> {
+        if self.recovery_in_progress() {
+            return Ok(Some(server::replay_position()));
+        }
+        keys::ensure_compared(self.table)?;
+        Ok(None)
+    }
+
+    fn regime_at(&self, id: RelationId, position: Option<u64>) -> Regime {
+        match (line_at(&self.lines, id.tablespace, position), id.temporary) {
             (None, _) => Regime::Plain,
             (Some(_), true) => Regime::Temporary,
             (Some(line), false) => Regime::Line(line),
+        }
+    }
+
+    /// What a page of a relation may be that is read now.
+    ///
+    /// # Errors
+    /// As [`Self::regime`].
+    pub(crate) fn reading(&mut self, id: RelationId) -> Result<Reading, KeyError> {
+        self.refresh();
+        if !self.lines.iter().any(|line| line.tablespace == id.tablespace) {
+            return Ok(Reading::Only(Regime::Plain));
+        }
+        let position = self.replay_position()?;
+        let regime = self.regime_at(id, position);
+        if id.temporary {
+            let plain = regime == Regime::Plain || !self.encrypted_before.contains(&id.tablespace);
+            if !plain {
+                return Ok(Reading::Only(regime));
+            }
+            let regimes = Vec::from_iter(self.temporary_key.as_ref().map(|_| Regime::Temporary));
+            return Ok(Reading::AnyOf { regimes, plain });
+        }
+        // Files are newer than what is replayed, as long as the data is not consistent.
+        if server::in_redo() && !server::reached_consistency() {
+            let from = self.table.recovery_from();
+            return Ok(before_consistency(&self.lines, id.tablespace, regime, from));
+        }
+        Ok(match regime {
+            Regime::Line(line) if position.map_or(line.span.converting(), |at| at < line.span.strict) => {
+                Reading::AnyOf { regimes: vec![regime], plain: true }
+            }
+            _ => Reading::Only(regime),
         })
     }
 
@@ -167,20 +224,36 @@ impl Process {
     }
 }
 
+/// The tablespaces that are encrypted now.
+fn in_force(lines: impl Iterator<Item = LineInfo>) -> Vec<u32> {
+    lines.filter(|line| line.span.in_force()).map(|line| line.tablespace).collect()
+}
+
 /// The line in force for a tablespace: now, or at a replay position.
 fn line_at(lines: &[LineInfo], tablespace: u32, position: Option<u64>) -> Option<LineInfo> {
     lines.iter().copied().find(|line| {
-        line.tablespace == tablespace
-            && match position {
-                None => line.end == OPEN_END,
-                Some(at) => line.start <= at && at < line.end,
-            }
+        line.tablespace == tablespace && position.map_or(line.span.in_force(), |at| line.span.contains(at))
     })
+}
+
+/// Redo began at `from`, with files that hold what was written later: under every line the tablespace had since, and in clear
+/// unless it was encrypted throughout by then.
+fn before_consistency(lines: &[LineInfo], tablespace: u32, now: Regime, from: u64) -> Reading {
+    let mut lines: Vec<_> =
+        lines.iter().copied().filter(|line| line.tablespace == tablespace && line.span.end != 0).collect();
+    let plain = !lines.iter().any(|line| line.span.strict <= from && from < line.span.end);
+    lines.sort_by_key(|line| now != Regime::Line(*line));
+    let regimes: Vec<_> = lines.into_iter().map(Regime::Line).collect();
+    match (regimes.as_slice(), plain) {
+        ([only], false) => Reading::Only(*only),
+        _ => Reading::AnyOf { regimes, plain },
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key_table::{OPEN_END, Span};
 
     fn line(index: usize, start: u64, end: u64) -> LineInfo {
         let (line, version, tablespace) = (index as u64 + 1, 1, 16400);
@@ -190,8 +263,7 @@ mod tests {
             version,
             tablespace,
             cipher: CipherId::Aes256Hctr2,
-            start,
-            end,
+            span: Span { start, strict: start, end },
             awaited: false,
         }
     }
@@ -207,5 +279,28 @@ mod tests {
         assert_eq!(at(Some(300)), Some(1));
         assert_eq!(at(None), Some(1));
         assert_eq!(line_at(&lines, 1663, None), None);
+    }
+
+    #[test]
+    fn before_consistency_a_page_may_be_what_any_later_state_left() {
+        let strict = line(0, 100, OPEN_END);
+        let converting = LineInfo { span: Span { strict: OPEN_END, ..strict.span }, ..strict };
+        let converted = LineInfo { span: Span { strict: 150, ..strict.span }, ..strict };
+        let at = |line: LineInfo, from| before_consistency(&[line], 16400, Regime::Plain, from);
+        let under = Regime::Line;
+        let or_plain = |line| Reading::AnyOf { regimes: vec![under(line)], plain: true };
+        assert_eq!(at(strict, 100), Reading::Only(under(strict)));
+        assert_eq!(at(strict, 99), or_plain(strict));
+        assert_eq!(at(converting, 120), or_plain(converting));
+        assert_eq!(at(converted, 120), or_plain(converted));
+        assert_eq!(at(converted, 150), Reading::Only(under(converted)));
+        // The OID came back after a drop: the line of the position goes first.
+        let (old, new) = (line(0, 100, 200), line(1, 300, OPEN_END));
+        let both = before_consistency(&[old, new], 16400, under(new), 250);
+        assert_eq!(both, Reading::AnyOf { regimes: vec![under(new), under(old)], plain: true });
+        assert_eq!(
+            before_consistency(&[], 16400, Regime::Plain, 0),
+            Reading::AnyOf { regimes: vec![], plain: true }
+        );
     }
 }

@@ -8,8 +8,10 @@ use pgrx::{PgLogLevel, PgSqlErrorCode};
 
 use crate::double_write::DoubleWriteError;
 use crate::ffi::compat::RelationId;
+use crate::job_table::Progress;
 use crate::key_table::LineInfo;
 use crate::page_io::{Cause, Opened, PageAddress, PageError};
+use crate::verify::Checked;
 
 /// An error and everything below it, in one line.
 pub(crate) fn chain(error: &dyn Error) -> String {
@@ -56,7 +58,7 @@ pub(crate) fn opened(at: PageAddress, opened: Opened) {
         Opened::TornMap => send(
             PgLogLevel::LOG,
             PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
-            &format!("pg_tde: {page} is torn; the server rebuilds it"),
+            &format!("pg_tde: {page} is torn or in clear; the server rebuilds it"),
             "",
             "",
         ),
@@ -259,5 +261,84 @@ pub(crate) fn doubtful_keyring(error: &dyn Error) {
         "pg_tde finds the keyring not as it should be at the end of recovery",
         &chain(error),
         "The next start of the server would refuse it. Compare it with a backup.",
+    );
+}
+
+fn log(message: &str, detail: &str) {
+    send(PgLogLevel::LOG, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, detail, "");
+}
+
+/// A job begins, for the first time or again.
+pub(crate) fn job_started(line: &LineInfo) {
+    log(&format!("pg_tde job {} begins to encrypt tablespace {}", line.line, line.tablespace), "");
+}
+
+/// A job goes on.
+pub(crate) fn job_progress(job: &Progress) {
+    let Progress { line, blocks_done, blocks_total, database, relation, .. } = job;
+    let percent = (blocks_done * 100).checked_div(*blocks_total).unwrap_or(100).min(100);
+    log(
+        &format!("pg_tde job {line} has rewritten {percent} % of tablespace {}", job.tablespace),
+        &format!(
+            "{blocks_done} of {blocks_total} blocks, now in relation {relation} of database {database}."
+        ),
+    );
+}
+
+/// A job ends.
+pub(crate) fn job_ended(line: &LineInfo, encrypted: bool) {
+    let what = if encrypted { "is encrypted" } else { "was dropped meanwhile" };
+    log(&format!("pg_tde job {} has ended: tablespace {} {what}", line.line, line.tablespace), "");
+}
+
+/// A pass over the tablespace left something in clear.
+pub(crate) fn job_remaining(line: &LineInfo, found: Option<&Checked>) {
+    let (detail, hint) = match found {
+        Some(file) => (
+            format!(
+                "Block {} of the {} fork of relation file {} in database {} is not encrypted yet.",
+                file.first.as_ref().map_or(0, |first| first.block),
+                file.fork,
+                file.number,
+                file.database
+            ),
+            "If it is always the same file, no relation owns it: it was left by a crash, or its database can no longer be connected to. Make sure of that, move it away, or drop that database.",
+        ),
+        None => (
+            "A database could not be worked on.".to_owned(),
+            "The messages of the rewriting process before this one say why.",
+        ),
+    };
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_WARNING,
+        &format!(
+            "pg_tde job {} is not done with tablespace {} and goes over it again",
+            line.line, line.tablespace
+        ),
+        &detail,
+        hint,
+    );
+}
+
+/// A job cannot go on. Ends the process; the launcher begins the job again.
+pub(crate) fn job_failed(error: &dyn Error) {
+    send(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        "pg_tde job failed",
+        &chain(error),
+        "It begins again by itself.",
+    );
+}
+
+/// A job waits for a background worker.
+pub(crate) fn no_worker(line: u64) {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+        &format!("pg_tde job {line} waits: all background workers are taken"),
+        "",
+        "Raise max_worker_processes. pg_tde needs one for itself and two for each job that runs.",
     );
 }

@@ -15,6 +15,9 @@ static PIN_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30);
 static KEYRING: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"pg_tde"));
 static CIPHER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"aes-256-hctr2"));
 
+static JOB_COST_DELAY: GucSetting<f64> = GucSetting::<f64>::new(2.0);
+static JOB_COST_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(256);
+
 /// Makes the settings known to the server and refuses others of our prefix.
 pub(crate) fn define() {
     GucRegistry::define_string_guc(
@@ -59,6 +62,26 @@ pub(crate) fn define() {
         GucContext::Suset,
         GucFlags::default(),
     );
+    GucRegistry::define_float_guc(
+        c"pg_tde.job_cost_delay",
+        c"How long a job that rewrites pages pauses, again and again.",
+        c"0 lets it run as fast as it can.",
+        &JOB_COST_DELAY,
+        0.0,
+        10_000.0,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"pg_tde.job_cost_limit",
+        c"How many pages a job rewrites between two pauses.",
+        c"",
+        &JOB_COST_LIMIT,
+        1,
+        1_000_000,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     server::reserve_prefix(c"pg_tde");
 }
 
@@ -86,6 +109,16 @@ pub(crate) fn pin_command_timeout() -> Duration {
 pub(crate) fn keyring_directory() -> PathBuf {
     let name = text(&KEYRING).unwrap_or_else(|| "pg_tde".to_owned());
     server::data_directory().join(name)
+}
+
+/// `pg_tde.job_cost_delay`
+pub(crate) fn job_cost_delay() -> Duration {
+    Duration::from_secs_f64(JOB_COST_DELAY.get().max(0.0) / 1000.0)
+}
+
+/// `pg_tde.job_cost_limit`
+pub(crate) fn job_cost_limit() -> u32 {
+    JOB_COST_LIMIT.get().unsigned_abs()
 }
 
 /// `pg_tde.cipher`

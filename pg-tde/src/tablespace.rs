@@ -3,17 +3,21 @@
 //! Order of `encrypt` (key durable, then logged, then in force):
 //!
 //! 1. the line with its wrapped key is durable in the keyring, without a state;
-//! 2. under the lock of the tablespace, which every transaction that makes a file in a plain one holds shared, it is empty;
+//! 2. an empty tablespace: under its lock, which every transaction that makes a file in a plain one holds shared, it is empty;
 //! 3. the line is in the WAL and flushed; the end of that record is the position from which pages are encrypted;
-//! 4. the line is named in the manifest of the data directory;
-//! 5. the state with that position is durable in the keyring;
-//! 6. the line with its state is in the WAL and flushed, and in the key table: every file is born encrypted now.
+//! 4. a tablespace with data: a checkpoint writes its dirty pages in clear. What is written encrypted from now on was changed after that
+//!    position, which tools that compare positions (pg_rewind, incremental backups) rely on;
+//! 5. the line is named in the manifest of the data directory;
+//! 6. the state with that position is durable in the keyring: `encrypted` if it is empty, else `encrypting`;
+//! 7. the line with its state is in the WAL and flushed, and in the key table: every page is written encrypted now;
+//! 8. a tablespace with data: a job rewrites its pages (`jobs`).
 //!
-//! A crash before 5 leaves a line that nothing uses. A crash after it leaves an empty tablespace that is encrypted here and perhaps
+//! A crash before 6 leaves a line that nothing uses. A crash after it leaves a tablespace that is encrypted here and perhaps
 //! not yet on a standby. Therefore every line is logged once for each start of the server, before the first file is made
 //! in an encrypted tablespace and before any other line is logged (`log_pending`): whatever the keyring counts, a
 //! standby gets.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -27,11 +31,11 @@ use page_cipher::CipherId;
 
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
-use crate::key_table::{FIRST_USER_OID, KeyTable, LineInfo, OPEN_END, TableError};
+use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL, TableError};
 use crate::keys::{self, KeyError, LineFacts};
 use crate::manifest::Manifest;
 use crate::settings::UnknownCipher;
-use crate::{report, wal};
+use crate::{jobs, report, wal};
 
 static TABLE: OnceLock<&'static KeyTable> = OnceLock::new();
 
@@ -56,25 +60,18 @@ pub(crate) enum TablespaceError {
     /// No such tablespace.
     #[error("tablespace \"{0}\" does not exist")]
     Unknown(String),
-    /// `pg_default` or `pg_global`.
-    #[error("tablespace \"{0}\" cannot be encrypted by this version of pg_tde")]
-    System(String),
     /// Already encrypted.
     #[error("tablespace \"{0}\" is encrypted already")]
     Encrypted(String),
     /// Not encrypted.
     #[error("tablespace \"{0}\" is not encrypted")]
     NotEncrypted(String),
-    /// Holds files.
-    #[error("tablespace \"{name}\" is not empty: it holds {files} relation files, the first is \"{}\"", first.display())]
-    NotEmpty {
-        /// Its name.
-        name: String,
-        /// How many files.
-        files: usize,
-        /// One of them.
-        first: PathBuf,
-    },
+    /// Another job works on it.
+    #[error("tablespace \"{0}\" is being encrypted already")]
+    Encrypting(String),
+    /// The caller would wait for itself.
+    #[error("this transaction has made files in tablespace \"{0}\" itself and cannot wait for the job")]
+    OwnFiles(String),
     /// A standby changes nothing by itself.
     #[error("the server is in recovery")]
     InRecovery,
@@ -118,45 +115,59 @@ pub(crate) fn hint(error: &TablespaceError) -> &'static str {
         TablespaceError::NotActive => {
             "Add pg_tde to shared_preload_libraries in postgresql.conf and restart the server."
         }
-        TablespaceError::System(_) => {
-            "Create a tablespace of your own, encrypt it while it is empty, and move relations into it."
-        }
-        TablespaceError::NotEmpty { .. } => {
-            "Create a new tablespace, encrypt it, and move the relations there with ALTER TABLE ... SET TABLESPACE, ALTER INDEX ... SET TABLESPACE, or ALTER TABLE ALL IN TABLESPACE ... SET TABLESPACE."
-        }
+        TablespaceError::Encrypting(_) => "See tde.jobs.",
+        TablespaceError::OwnFiles(_) => "Commit first, or do not ask to wait.",
         TablespaceError::InRecovery => "Run this on the primary server; standbys follow.",
         _ => "",
     }
 }
 
-/// Encrypts an empty tablespace: everything that is stored in it from now on.
+/// Encrypts a tablespace: everything that is stored in it from now on, and by a job what it holds already. Returns the job's
+/// number, `None` when there is nothing to rewrite.
 ///
 /// Takes effect at once and is not undone by ROLLBACK.
 ///
 /// # Errors
 /// See [`TablespaceError`].
-pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceError> {
+pub(crate) fn encrypt(name: &str, cipher: CipherId, wait: bool) -> Result<Option<u64>, TablespaceError> {
     let table = key_table().ok_or(TablespaceError::NotActive)?;
     if server::recovery_in_progress() {
         return Err(TablespaceError::InRecovery);
     }
     keys::ensure_compared(table)?;
     let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
-    if oid < FIRST_USER_OID {
-        return Err(TablespaceError::System(name.to_owned()));
-    }
     refuse_encrypted(table, name, oid)?;
-    server::lock_tablespace(oid, false);
+    if wait && server::made_files_in(oid) {
+        return Err(TablespaceError::OwnFiles(name.to_owned()));
+    }
+    // Dropped relations keep an empty file until the next checkpoint.
+    if !relation_files(oid)?.is_empty() {
+        server::checkpoint();
+    }
+    if relation_files(oid)?.is_empty() {
+        // Nobody else makes a file while this lock is held. Without it, the job waits for whoever has made one.
+        server::lock_tablespace(oid, false);
+    }
+    let Some(line) = put_to_use(table, name, oid, cipher)? else { return Ok(None) };
+    jobs::wake_launcher(table);
+    if wait {
+        jobs::wait(table, line);
+    }
+    Ok(Some(line))
+}
+
+/// Makes a key and encrypts with it from now on. Returns the line if there is something to rewrite.
+fn put_to_use(
+    table: &KeyTable,
+    name: &str,
+    oid: u32,
+    cipher: CipherId,
+) -> Result<Option<u64>, TablespaceError> {
     let _keyring = server::lock_keyring();
     if server::tablespace_oid(name) != Some(oid) {
         return Err(TablespaceError::Unknown(name.to_owned())); // dropped while we waited
     }
     refuse_encrypted(table, name, oid)?;
-    // Dropped relations keep an empty file until the next checkpoint.
-    if !relation_files(oid)?.is_empty() {
-        server::checkpoint();
-        refuse_files(name, oid)?;
-    }
     // Before anything is durable that the server could not follow.
     if table.is_full() {
         return Err(TableError::Full.into());
@@ -166,59 +177,128 @@ pub(crate) fn encrypt(name: &str, cipher: CipherId) -> Result<(), TablespaceErro
     let kind = ScopeKind::PgTablespace { oid, name: name.to_owned() };
     let (scope, dek) = keyring.add_scope(NewScope { kind, cipher, initial: None }, &hsm)?;
     let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: scope.line.0 })?;
-
     let index = facts.add_to(table)?;
     table.set_dek(index, &dek);
-    let from = WalPosition(log_pending(table, &keyring)?);
+    let from = log_pending(table, &keyring)?;
+    // Under both locks: whoever copies files past the storage manager holds the keyring's.
+    let empty = server::holds_tablespace(oid) && relation_files(oid)?.is_empty();
+    if !empty {
+        server::checkpoint();
+    }
+    let state = if empty { TablespaceState::Encrypted } else { TablespaceState::Encrypting };
     refuse_encrypted(table, name, oid)?;
-    refuse_files(name, oid)?;
     Manifest::name(keyring.keyring(), facts.named()).map_err(KeyError::from)?;
-    let changed = keyring.set_state(scope.line, StateChange { from, state: TablespaceState::Encrypted });
+    publish(table, &keyring, scope.line, || {
+        keyring.set_state(scope.line, StateChange { from: WalPosition(from), state })
+    })?;
+    // A failure is made up for at the next start, and the tablespace is encrypted all the same.
+    if let Err(error) = keyring.remember_generation(&hsm) {
+        report::generation_not_remembered(&error);
+    }
+    Ok((!empty).then_some(scope.line.0))
+}
+
+/// Changes the keyring, puts what it says then into force and logs it. The caller has [`server::lock_keyring`].
+fn publish(
+    table: &KeyTable,
+    keyring: &Unlocked,
+    line: LineNumber,
+    change: impl FnOnce() -> Result<Scope, KeyringError>,
+) -> Result<(), TablespaceError> {
+    let changed = change();
     // In force before it is logged, and also if that failed half-way: the server must do what the keyring says. If it
     // cannot be read back, only a restart brings the two together.
     if let Err(error) = keys::synchronize(table) {
         report::out_of_step(&error);
     }
-    table.set_logged(index, false);
-    changed?;
-    log_pending(table, &keyring)?;
-    // A failure is made up for at the next start, and the tablespace is encrypted all the same.
-    if let Err(error) = keyring.remember_generation(&hsm) {
-        report::generation_not_remembered(&error);
+    if let Some(known) = table.lines().find(|known| known.line == line.0) {
+        table.set_logged(known.index, false);
     }
+    changed?;
+    log_pending(table, keyring)?;
+    Ok(())
+}
+
+/// [`publish`] from a new position in the WAL, which is the end of a record.
+///
+/// # Errors
+/// When the keyring cannot be changed.
+pub(crate) fn change_state(
+    table: &KeyTable,
+    keyring: &Unlocked,
+    line: LineNumber,
+    change: impl FnOnce(u64) -> Result<Scope, KeyringError>,
+) -> Result<(), TablespaceError> {
+    let from = log(keyring, line)?;
+    publish(table, keyring, line, || change(from))
+}
+
+/// Makes sure that every line is in the WAL and flushed since the server started.
+///
+/// # Errors
+/// When the keyring cannot be read.
+pub(crate) fn log_lines(table: &KeyTable) -> Result<(), TablespaceError> {
+    let _keyring = server::lock_keyring();
+    log_pending(table, &keys::open_keyring(table)?)?;
     Ok(())
 }
 
 fn refuse_encrypted(table: &KeyTable, name: &str, oid: u32) -> Result<(), TablespaceError> {
     match table.active(oid) {
+        Some(line) if line.span.converting() => Err(TablespaceError::Encrypting(name.to_owned())),
         Some(_) => Err(TablespaceError::Encrypted(name.to_owned())),
         None => Ok(()),
     }
 }
 
-fn refuse_files(name: &str, oid: u32) -> Result<(), TablespaceError> {
-    let files = relation_files(oid)?;
-    match files.first() {
-        Some(first) => {
-            Err(TablespaceError::NotEmpty { name: name.to_owned(), files: files.len(), first: first.clone() })
-        }
-        None => Ok(()),
-    }
+/// Where a tablespace is, below the data directory.
+fn directory(oid: u32) -> PathBuf {
+    server::data_directory().join(match oid {
+        PG_DEFAULT => "base".to_owned(),
+        PG_GLOBAL => "global".to_owned(),
+        _ => format!("pg_tblspc/{oid}"),
+    })
 }
 
-/// Every file that belongs to a relation in a tablespace: `pg_tblspc/OID/PG_*/DATABASE/*`.
+/// Whether there is a tablespace in the file system.
+pub(crate) fn has_directory(oid: u32) -> bool {
+    std::fs::symlink_metadata(directory(oid)).is_ok()
+}
+
+/// The directories of the databases in a tablespace: `base/DATABASE`, `global`, `pg_tblspc/OID/PG_*/DATABASE`.
+fn database_directories(oid: u32) -> Result<Vec<PathBuf>, TablespaceError> {
+    let mut found = match oid {
+        PG_GLOBAL => return Ok(vec![directory(oid)]),
+        PG_DEFAULT => entries(&directory(oid))?,
+        _ => {
+            let mut found = Vec::new();
+            for version in entries(&directory(oid))? {
+                found.extend(entries(&version)?);
+            }
+            found
+        }
+    };
+    found.retain(|path| path.file_name().is_some_and(is_number));
+    Ok(found)
+}
+
+/// OIDs of the databases that have a directory in `pg_default` or are named in another tablespace's.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub(crate) fn databases_in(oid: u32) -> Result<BTreeSet<u32>, TablespaceError> {
+    let directories = database_directories(oid)?;
+    Ok(directories.iter().filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect())
+}
+
+/// Every file in the directories of a tablespace's databases that may belong to a relation.
 ///
 /// # Errors
 /// When a directory cannot be read.
 pub(crate) fn relation_files(oid: u32) -> Result<Vec<PathBuf>, TablespaceError> {
     let mut files = Vec::new();
-    for version in entries(&server::data_directory().join(format!("pg_tblspc/{oid}")))? {
-        for database in entries(&version)? {
-            let is_database = database.file_name().is_some_and(is_number);
-            if is_database {
-                files.extend(entries(&database)?);
-            }
-        }
+    for directory in database_directories(oid)? {
+        files.extend(entries(&directory)?);
     }
     files.retain(|file| {
         !file.file_name().is_some_and(|name| name == "PG_VERSION" || name == "pg_filenode.map")
@@ -268,7 +348,9 @@ pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<()
         keys::ensure_compared(table)?;
     }
     let Some(line) = table.active(relation.tablespace) else {
-        server::lock_tablespace(relation.tablespace, true);
+        if !relation.temporary {
+            server::lock_tablespace(relation.tablespace, true);
+        }
         return Ok(());
     };
     if table.is_logged(line.index) {
@@ -289,9 +371,9 @@ pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<()
 /// When the keyring cannot be changed; the tablespace is gone all the same.
 pub(crate) fn retire_dropped() -> Result<(), TablespaceError> {
     let table = key_table().ok_or(TablespaceError::NotActive)?;
-    let active = table.lines().filter(|line| line.end == OPEN_END && !line.awaited);
+    let active = table.lines().filter(|line| line.span.in_force() && !line.awaited);
     for line in active.filter(|line| !server::tablespace_exists(line.tablespace)) {
-        let path = server::data_directory().join(format!("pg_tblspc/{}", line.tablespace));
+        let path = directory(line.tablespace);
         match std::fs::symlink_metadata(&path) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => retire(table, line)?,
             Err(source) => return Err(TablespaceError::Read { path, source }),

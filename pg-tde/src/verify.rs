@@ -9,6 +9,7 @@ use std::time::Duration;
 use page_cipher::pg::{self, Fork, OpenError, PAGE_SIZE, Page, RelationCipher};
 
 use crate::ffi::server;
+use crate::key_table::{KeyTable, LineInfo};
 use crate::keys::{self, KeyError};
 use crate::tablespace::{self, TablespaceError};
 
@@ -48,7 +49,10 @@ struct Segment {
 
 /// `NUMBER[_fsm|_vm|_init][.SEGMENT]`; `None` for files of temporary relations and what is not a relation's.
 fn parse(path: &Path) -> Option<Segment> {
-    let database = path.parent()?.file_name()?.to_str()?.parse().ok()?;
+    let database = match path.parent()?.file_name()?.to_str()? {
+        "global" => 0,
+        number => number.parse().ok()?,
+    };
     let name = path.file_name()?.to_str()?;
     let (name, segment) = match name.split_once('.') {
         Some((name, segment)) => (name, segment.parse().ok()?),
@@ -64,6 +68,11 @@ fn parse(path: &Path) -> Option<Segment> {
     Some(Segment { database, number: number.parse().ok()?, fork, segment })
 }
 
+/// Pages in a file of a relation; 0 for one that is gone.
+pub(crate) fn blocks(path: &Path) -> u64 {
+    path.metadata().map_or(0, |metadata| metadata.len() / PAGE_SIZE as u64)
+}
+
 /// Checks every page of every permanent relation in an encrypted tablespace, as it is on disk now.
 ///
 /// # Errors
@@ -72,12 +81,40 @@ pub(crate) fn tablespace(name: &str) -> Result<Vec<Checked>, TablespaceError> {
     let table = tablespace::key_table().ok_or(TablespaceError::NotActive)?;
     let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
     let line = table.active(oid).ok_or_else(|| TablespaceError::NotEncrypted(name.to_owned()))?;
+    // Until all pages are encrypted, one in clear is no damage.
+    check(table, &line, Rules { strict: !line.span.converting(), first_only: false })
+}
+
+/// The first file with a page that does not open under a line, if there is one.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(crate) fn first_not_encrypted(
+    table: &KeyTable,
+    line: &LineInfo,
+) -> Result<Option<Checked>, TablespaceError> {
+    let checked = check(table, line, Rules { strict: true, first_only: true })?;
+    Ok(checked.into_iter().find(|file| file.damaged > 0))
+}
+
+/// What counts as damage, and what is done about it.
+#[derive(Clone, Copy)]
+struct Rules {
+    /// A page in clear is.
+    strict: bool,
+    /// The first ends the search.
+    first_only: bool,
+}
+
+fn check(table: &KeyTable, line: &LineInfo, rules: Rules) -> Result<Vec<Checked>, TablespaceError> {
     if table.dek(line.index)?.is_none() {
-        keys::unwrap_line(table, line)?;
+        keys::unwrap_line(table, *line)?;
     }
     let dek = table.dek(line.index)?.ok_or(KeyError::Mismatch { line: line.line })?;
-    let segments: BTreeMap<Segment, PathBuf> =
-        tablespace::relation_files(oid)?.into_iter().filter_map(|path| Some((parse(&path)?, path))).collect();
+    let segments: BTreeMap<Segment, PathBuf> = tablespace::relation_files(line.tablespace)?
+        .into_iter()
+        .filter_map(|path| Some((parse(&path)?, path)))
+        .collect();
     let mut found: Vec<Checked> = Vec::new();
     for (segment, path) in segments {
         let Segment { database, number, fork, .. } = segment;
@@ -90,7 +127,10 @@ pub(crate) fn tablespace(name: &str) -> Result<Vec<Checked>, TablespaceError> {
             found.push(Checked { database, number, fork, ..Checked::default() });
         }
         if let Some(checked) = found.last_mut() {
-            check_file(&path, segment, &cipher, checked)?;
+            check_file(&path, segment, &cipher, rules, checked)?;
+            if rules.first_only && checked.damaged > 0 {
+                break;
+            }
         }
     }
     Ok(found)
@@ -100,6 +140,7 @@ fn check_file(
     path: &Path,
     segment: Segment,
     cipher: &RelationCipher,
+    rules: Rules,
     checked: &mut Checked,
 ) -> Result<(), TablespaceError> {
     let failed = |source| TablespaceError::Read { path: path.to_owned(), source };
@@ -121,7 +162,11 @@ fn check_file(
             server::check_for_interrupts();
         }
         let block = segment.segment * SEGMENT_BLOCKS + u32::try_from(index).unwrap_or(u32::MAX);
-        match check_page(&file, index, |page| cipher.open(fork, block, page)).map_err(failed)? {
+        let open = |page: &mut Page| match cipher.open(fork, block, page) {
+            Err(_) if !rules.strict && pg::header_is_valid(page, fork) => Ok(()),
+            result => result,
+        };
+        match check_page(&file, index, open).map_err(failed)? {
             // Truncated meanwhile.
             Found::Gone => break,
             Found::Zero => checked.zero_blocks += 1,
@@ -129,6 +174,9 @@ fn check_file(
             Found::Bad(error) => {
                 checked.damaged += 1;
                 checked.first.get_or_insert_with(|| Damage { block, detail: error.to_string() });
+                if rules.first_only {
+                    break;
+                }
             }
         }
         checked.blocks += 1;

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! info 0x00, "KEYRING_LINE" (little-endian):
-//!  0  1  format, 1          1  1  cipher       2  2  zero
+//!  0  1  format, 2          1  1  cipher       2  2  zero
 //!  4  4  tablespace OID     8  8  line        16  4  version of the data key   20  4  zero
-//! 24  8  WAL position from which pages are encrypted under this line
+//! 24  8  WAL position from which pages are written under this line
 //! 32  8  WAL position at which the tablespace was dropped, or 2^64 - 1
-//! 40  .  the keyring's root and record, sealed, the data key wrapped (docs/formats/keyring.md)
+//! 40  8  WAL position from which there are no plain pages, or 2^64 - 1
+//! 48  .  the keyring's root and record, sealed, the data key wrapped (docs/formats/keyring.md)
 //! ```
 //! The part in clear is what redo needs before any key is at hand; it is compared with the sealed record when the
 //! key is unwrapped.
@@ -14,14 +15,15 @@
 use keyring::{KeyVersion, LineNumber};
 use page_cipher::CipherId;
 
+use crate::key_table::Span;
 use crate::keys::LineFacts;
 
 /// `info` of the record.
 pub(crate) const KEYRING_LINE: u8 = 0x00;
 /// Its name in `pg_waldump` and `pg_walinspect`.
 pub(crate) const KEYRING_LINE_NAME: &std::ffi::CStr = c"KEYRING_LINE";
-const FORMAT: u8 = 1;
-const HEADER: usize = 40;
+const FORMAT: u8 = 2;
+const HEADER: usize = 48;
 
 /// A record that this version cannot read.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +42,9 @@ pub(crate) fn encode(facts: &LineFacts, exported: &[u8]) -> Vec<u8> {
     record.extend(facts.line.0.to_le_bytes());
     record.extend(facts.version.0.to_le_bytes());
     record.extend([0; 4]);
-    record.extend(facts.start.to_le_bytes());
-    record.extend(facts.end.to_le_bytes());
+    for position in [facts.span.start, facts.span.end, facts.span.strict] {
+        record.extend(position.to_le_bytes());
+    }
     record.extend(exported);
     record
 }
@@ -64,8 +67,7 @@ pub(crate) fn decode(record: &[u8]) -> Result<(LineFacts, &[u8]), BadRecord> {
         version: KeyVersion(word(16)),
         tablespace: word(4),
         cipher,
-        start: long(24),
-        end: long(32),
+        span: Span { start: long(24), end: long(32), strict: long(40) },
     };
     Ok((facts, exported))
 }
@@ -81,8 +83,7 @@ mod tests {
             version: KeyVersion(1),
             tablespace: 16400,
             cipher: CipherId::Aes256Hctr2,
-            start: 0x0100_0028,
-            end: OPEN_END,
+            span: Span { start: 0x0100_0028, strict: 0x0200_0028, end: OPEN_END },
         }
     }
 
@@ -92,7 +93,7 @@ mod tests {
         let hex: String = record.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             hex,
-            "0101000010400000030000000000000001000000000000002800000100000000ffffffffffffffff7365616c6564"
+            "0201000010400000030000000000000001000000000000002800000100000000ffffffffffffffff28000002000000007365616c6564"
         );
         assert_eq!(decode(&record).expect("known format"), (facts(), &b"sealed"[..]));
     }
@@ -103,7 +104,7 @@ mod tests {
         for length in 0..HEADER {
             assert!(decode(&record[..length]).is_err(), "{length} bytes");
         }
-        record[0] = 2;
+        record[0] = 3;
         assert!(decode(&record).is_err());
     }
 }

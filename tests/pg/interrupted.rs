@@ -95,10 +95,15 @@ fn failed_tries_to_encrypt_do_not_trouble_a_standby() {
     primary.encrypted_tablespace("first");
     let mut standby = Cluster::standby_of(&primary);
     primary.run("CREATE TABLESPACE taken LOCATION ''");
-    fill(&primary, "occupied", "taken");
+    // The line is made and logged; then the manifest cannot be replaced.
+    let obstacle = primary.data().join("pg_tde.manifest.tmp");
+    fs::create_dir(&obstacle).unwrap();
     for _ in 0..3 {
-        primary.try_run("SELECT tde.encrypt_tablespace('taken')").expect_err("it holds a table");
+        primary
+            .try_run("SELECT tde.encrypt_tablespace('taken')")
+            .expect_err("the manifest cannot be written");
     }
+    fs::remove_dir(&obstacle).unwrap();
     primary.run("CREATE TABLESPACE second LOCATION ''");
     primary.run("SELECT tde.encrypt_tablespace('second')");
     fill(&primary, "t", "second");
@@ -151,6 +156,12 @@ fn a_file_copy_that_races_with_encryption_leaves_no_plaintext() {
     checkpointer.signal(Signal::CONT);
     let (copied, encrypted) = (copy.join().unwrap(), encrypt.join().unwrap());
     assert!(copied.is_ok() || encrypted.is_ok(), "both were refused: {copied:?} {encrypted:?}");
+    // What was copied before is rewritten by a job.
+    let begin = Instant::now();
+    while state(&cluster, "target") == "encrypting" {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", cluster.log_since_start());
+        thread::sleep(Duration::from_millis(50));
+    }
     cluster.run("CHECKPOINT");
     let plaintext = !files::files_with(&target, b"canary-").is_empty();
     assert_eq!(plaintext, state(&cluster, "target") == "plain", "copy {copied:?}, encrypt {encrypted:?}");

@@ -6,6 +6,7 @@ mod crash;
 mod ddl;
 mod double_write;
 mod interrupted;
+mod jobs;
 mod keys;
 mod races;
 mod refusals;

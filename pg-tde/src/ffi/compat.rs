@@ -198,6 +198,58 @@ pub(crate) unsafe fn read_buffer(
     unsafe { pg_sys::ReadBufferWithoutRelcache(locator(id), fork, block, mode, std::ptr::null_mut(), true) }
 }
 
+/// Reads and pins a page of any persistence; one of zeros when `zero_on_error` and it is damaged.
+///
+/// # Safety
+/// As `ReadBufferWithoutRelcache`.
+pub(crate) unsafe fn read_page(
+    id: RelationId,
+    fork: pg_sys::ForkNumber::Type,
+    block: u32,
+    zero_on_error: bool,
+    permanent: bool,
+    strategy: pg_sys::BufferAccessStrategy,
+) -> pg_sys::Buffer {
+    use pg_sys::ReadBufferMode::{RBM_NORMAL, RBM_ZERO_ON_ERROR};
+    let mode = if zero_on_error { RBM_ZERO_ON_ERROR } else { RBM_NORMAL };
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::ReadBufferWithoutRelcache(locator(id), fork, block, mode, strategy, permanent) }
+}
+
+/// Where the storage of an open relation is.
+pub(crate) fn storage_of(relation: &pg_sys::RelationData) -> RelationId {
+    let temporary = relation.rd_backend != -1;
+    #[cfg(feature = "pg15")]
+    {
+        let node = relation.rd_node;
+        let (tablespace, database) = (node.spcNode.to_u32(), node.dbNode.to_u32());
+        RelationId { tablespace, database, number: node.relNode.to_u32(), temporary }
+    }
+    #[cfg(not(feature = "pg15"))]
+    {
+        let node = relation.rd_locator;
+        let (tablespace, database) = (node.spcOid.to_u32(), node.dbOid.to_u32());
+        RelationId { tablespace, database, number: node.relNumber.to_u32(), temporary }
+    }
+}
+
+/// Whether this process holds a lock in a mode.
+///
+/// # Safety
+/// `tag` is valid.
+pub(crate) unsafe fn holds_lock(tag: *const pg_sys::LOCKTAG, mode: pg_sys::LOCKMODE) -> bool {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::LockHeldByMe(tag, mode)
+    }
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::LockHeldByMe(tag, mode, false)
+    }
+}
+
 /// Reads block 0 through the server's exported entry point.
 ///
 /// # Safety

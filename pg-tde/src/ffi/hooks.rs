@@ -21,7 +21,7 @@ use super::smgr_table::{SmgrTable, TableError, phantom_relation};
 use crate::ffi::compat::{self, md, md::slot};
 use crate::page_io::{self, Opened, PageAddress, Sealed};
 use crate::process::Process;
-use crate::{double_write, key_table, report, tablespace};
+use crate::{double_write, report, tablespace};
 
 /// While set, hooks note that they were reached and do nothing else.
 static MARKER_MODE: AtomicU32 = AtomicU32::new(0);
@@ -157,9 +157,6 @@ unsafe extern "C-unwind" fn before_create(reln: SMgrRelation, fork: ForkNumber::
     let Some(table) = tablespace::key_table() else { return };
     // SAFETY: the caller's promise.
     let relation = compat::relation_id(unsafe { &*reln });
-    if relation.tablespace < key_table::FIRST_USER_OID {
-        return;
-    }
     // `is_redo` is not always true in redo: vm_extend (access/heap/visibilitymap.c) says false there too.
     if is_redo || server::in_redo() {
         if let Err(error) = page_io::key_for_redo(table, relation) {

@@ -5,7 +5,7 @@ use std::error::Error;
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
-use super::{hooks, rmgr, server, shared, utility};
+use super::{hooks, rmgr, server, shared, utility, worker};
 use crate::{double_write, keys, report, settings, tablespace};
 
 pgrx::pg_module_magic!();
@@ -27,6 +27,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define();
     rmgr::register();
     utility::install();
+    worker::register();
     // SAFETY: called once, in a process with one thread.
     unsafe {
         NEXT_SHMEM_REQUEST = pg_sys::shmem_request_hook;
@@ -153,6 +154,7 @@ unsafe extern "C-unwind" fn attach() {
     let Some(table) = tablespace::key_table() else { return };
     table.placeholders.clear();
     table.forget_logged();
+    table.set_recovery_from(keys::redo_begins());
     if let Err(error) = keys::synchronize(table) {
         fatal(
             "pg_tde cannot read the keyring",

@@ -83,7 +83,7 @@ fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     Manifest::name(imported.keyring, facts.named())?;
     // What ended before this record was written is for old backups only.
     let known = table.lines().any(|line| line.line == facts.line.0);
-    if known || facts.end > server::replay_position() {
+    if known || facts.span.end > server::replay_position() {
         facts.add_to(table)?;
     }
     Ok(())

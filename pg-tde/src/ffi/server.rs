@@ -15,7 +15,7 @@ use crate::ffi::compat::{self, RelationId};
 const TRANCHE: &CStr = c"pg_tde_double_write";
 
 /// Sub-object of our locks, so that they are not those of COMMENT ON TABLESPACE and the like.
-const LOCK_SUBOBJECT: u16 = 1;
+pub(super) const FILES: u16 = 1;
 
 static DOUBLE_WRITE_LOCK: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
 static CONTROL_FILE: AtomicPtr<pg_sys::ControlFileData> = AtomicPtr::new(std::ptr::null_mut());
@@ -300,7 +300,7 @@ pub(crate) struct KeyringLock(());
 
 impl Drop for KeyringLock {
     fn drop(&mut self) {
-        let (tag, mode) = (lock_tag(KEYRING), lock_mode(false));
+        let (tag, mode) = (lock_tag(KEYRING, FILES), lock_mode(false));
         // SAFETY: taken in `lock_keyring`; the lock manager copies the tag.
         unsafe { pg_sys::LockRelease(&raw const tag, mode, false) };
     }
@@ -317,6 +317,20 @@ pub(crate) fn lock_tablespace(oid: u32, shared: bool) {
     acquire(oid, shared);
 }
 
+/// Whether this transaction keeps others from making files in a plain tablespace.
+pub(crate) fn holds_tablespace(oid: u32) -> bool {
+    let tag = lock_tag(oid, FILES);
+    // SAFETY: looks at this process's own locks.
+    unsafe { compat::holds_lock(&raw const tag, lock_mode(false)) }
+}
+
+/// Whether this transaction made files in a tablespace while it was plain.
+pub(crate) fn made_files_in(oid: u32) -> bool {
+    let tag = lock_tag(oid, FILES);
+    // SAFETY: looks at this process's own locks.
+    unsafe { compat::holds_lock(&raw const tag, lock_mode(true)) }
+}
+
 /// No tablespace has this OID.
 const KEYRING: u32 = 0;
 
@@ -326,12 +340,12 @@ fn lock_mode(shared: bool) -> pg_sys::LOCKMODE {
 }
 
 /// SET_LOCKTAG_OBJECT (storage/lock.h).
-fn lock_tag(oid: u32) -> pg_sys::LOCKTAG {
+pub(super) fn lock_tag(oid: u32, part: u16) -> pg_sys::LOCKTAG {
     pg_sys::LOCKTAG {
         locktag_field1: 0,
         locktag_field2: pg_sys::TableSpaceRelationId.to_u32(),
         locktag_field3: oid,
-        locktag_field4: LOCK_SUBOBJECT,
+        locktag_field4: part,
         locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
         locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
     }
@@ -339,7 +353,7 @@ fn lock_tag(oid: u32) -> pg_sys::LOCKTAG {
 
 /// Not LockSharedObject, which would also process invalidations, for which smgrcreate is no place.
 fn acquire(oid: u32, shared: bool) {
-    let tag = lock_tag(oid);
+    let tag = lock_tag(oid, FILES);
     // SAFETY: called inside a transaction; the lock manager copies the tag.
     unsafe { pg_sys::LockAcquire(&raw const tag, lock_mode(shared), false, false) };
 }

@@ -32,24 +32,25 @@ fn table() -> &'static KeyTable {
     }
 }
 
-/// `tde.encrypt_tablespace(name text, cipher text)`: NULL, since an empty tablespace needs no job.
+/// `tde.encrypt_tablespace(name text, cipher text, wait boolean)`: the job, NULL since an empty tablespace needs none.
 #[pg_extern(sql = false)]
-fn encrypt_tablespace(name: &str, cipher: Option<&str>) -> Option<i64> {
+fn encrypt_tablespace(name: &str, cipher: Option<&str>, wait: bool) -> Option<i64> {
     let cipher = match cipher {
         Some(cipher) => settings::parse_cipher(cipher),
         None => settings::cipher(),
     };
-    let done = cipher.map_err(TablespaceError::from).and_then(|cipher| tablespace::encrypt(name, cipher));
-    if let Err(error) = done {
-        fail(&error);
+    let done =
+        cipher.map_err(TablespaceError::from).and_then(|cipher| tablespace::encrypt(name, cipher, wait));
+    match done {
+        Ok(job) => job.map(u64::cast_signed),
+        Err(error) => fail(&error),
     }
-    None
 }
 
 /// `tde.tablespace_is_encrypted(tablespace oid)`
 #[pg_extern(sql = false)]
 fn tablespace_is_encrypted(tablespace: pg_sys::Oid) -> bool {
-    table().active(tablespace.to_u32()).is_some()
+    table().active(tablespace.to_u32()).is_some_and(|line| !line.span.converting())
 }
 
 /// `tde.rotate_master_key()`: the new version.
@@ -78,21 +79,60 @@ fn tablespace_lines() -> TableIterator<
         name!(encrypted_from, Option<String>),
         name!(dropped_at, Option<String>),
         name!(unwrapped, bool),
+        name!(state, &'static str),
     ),
 > {
     let table = table();
     let rows: Vec<_> = table
         .lines()
-        .filter(|line| line.end != 0) // made, never put to use
+        .filter(|line| line.span.end != 0) // made, never put to use
         .map(|line| {
             (
                 line.line.cast_signed(),
                 pg_sys::Oid::from(line.tablespace),
                 line.cipher.to_string(),
                 line.version.cast_signed(),
-                position(line.start),
-                position(line.end),
+                position(line.span.start),
+                position(line.span.end),
                 matches!(table.dek(line.index), Ok(Some(_))),
+                if line.span.converting() { "encrypting" } else { "encrypted" },
+            )
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+/// `tde.job_table()`
+#[pg_extern(sql = false)]
+fn job_table() -> TableIterator<
+    'static,
+    (
+        name!(job, i64),
+        name!(tablespace, pg_sys::Oid),
+        name!(phase, &'static str),
+        name!(database, Option<pg_sys::Oid>),
+        name!(relation, Option<pg_sys::Oid>),
+        name!(blocks_done, i64),
+        name!(blocks_total, i64),
+        name!(attempts, i32),
+        name!(started, TimestampWithTimeZone),
+    ),
+> {
+    let oid = |number: u32| (number != 0).then(|| pg_sys::Oid::from(number));
+    let rows: Vec<_> = table()
+        .jobs
+        .all()
+        .map(|job| {
+            (
+                job.line.cast_signed(),
+                pg_sys::Oid::from(job.tablespace),
+                job.phase.name(),
+                oid(job.database),
+                oid(job.relation),
+                job.blocks_done.min(job.blocks_total).cast_signed(),
+                job.blocks_total.cast_signed(),
+                job.attempts.cast_signed(),
+                pgrx::datum::to_timestamp(job.started as f64),
             )
         })
         .collect();

@@ -6,7 +6,7 @@ use pgrx::pg_sys::{self, NodeTag};
 use pgrx::prelude::*;
 use pgrx::{PgList, PgLogLevel, PgSqlErrorCode};
 
-use super::server;
+use super::{background, server};
 use crate::{keys, placeholder, report, tablespace};
 
 static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
@@ -128,14 +128,25 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<()> {
                 server::lock_keyring_to_end(false);
                 Some(())
             }
+            NodeTag::T_DropdbStmt => {
+                background::keep_jobs_out_of_databases();
+                None
+            }
+            NodeTag::T_RenameStmt
+                if (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_DATABASE =>
+            {
+                background::keep_jobs_out_of_databases();
+                None
+            }
             NodeTag::T_CreatedbStmt => {
+                background::keep_jobs_out_of_databases();
                 let options = (*node.cast::<pg_sys::CreatedbStmt>()).options;
                 let copies_files =
                     option(options, c"strategy").is_some_and(|value| value.eq_ignore_ascii_case("file_copy"));
                 if copies_files {
                     server::lock_keyring_to_end(true);
                 }
-                if copies_files && table.lines().any(|line| line.end == crate::key_table::OPEN_END) {
+                if copies_files && table.lines().any(|line| line.span.in_force()) {
                     refuse(
                         "CREATE DATABASE with strategy FILE_COPY is not possible while a tablespace is encrypted",
                         "It copies files, and a page decrypts only in its own relation. Use the default strategy, WAL_LOG.",
@@ -147,6 +158,7 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<()> {
                 let alter = node.cast::<pg_sys::AlterDatabaseStmt>();
                 let target = option((*alter).options, c"tablespace")?;
                 let database = CStr::from_ptr((*alter).dbname).to_str().ok()?;
+                background::keep_jobs_out_of_databases();
                 server::lock_keyring_to_end(true);
                 let touched = [server::tablespace_oid(&target), database_tablespace(database)];
                 if touched.into_iter().flatten().any(|oid| table.active(oid).is_some()) {

@@ -1,0 +1,127 @@
+//! Reading a page that may be one of several things: while a tablespace is converted, and in recovery.
+//!
+//! Every possibility is tried, since a wrong key makes random bytes look valid once in 2^43 pages. If more than one
+//! fits, the line pointers decide: in random bytes they are not in order.
+
+use page_cipher::pg::{self, Fork, OpenError, Page};
+
+use crate::ffi::server;
+use crate::key_table::KeyTable;
+use crate::page_io::{self, Opened, PageAddress, PageError};
+use crate::placeholder;
+use crate::process::Regime;
+
+/// Turns a page that was just read into what PostgreSQL wrote, under whichever of `regimes`, or in clear if `plain`.
+///
+/// # Errors
+/// When a key cannot be had, or what the page is cannot be told.
+pub(crate) fn open(
+    table: &'static KeyTable,
+    at: PageAddress,
+    regimes: &[Regime],
+    plain: bool,
+    page: &mut Page,
+) -> Result<Opened, PageError> {
+    let mut found = Vec::new();
+    let mut failure = OpenError::NotAuthentic;
+    for &regime in regimes {
+        let mut opened = *page;
+        match page_io::open_under(table, at, regime, &mut opened)? {
+            Ok(()) => found.push(opened),
+            Err(error) => failure = error,
+        }
+    }
+    let in_clear = plain && pg::header_is_valid(page, at.fork);
+    if in_clear && (!server::data_checksums() || checksum_is_right(page, at.block)) {
+        found.push(*page);
+    }
+    match decide(found)? {
+        Some(opened) => *page = opened,
+        // Only its checksum speaks against it. The server reports that by itself, unless redo must not see the page at all.
+        None if in_clear && !(at.fork == Fork::Main && placeholder::wanted()) => (),
+        None => return Ok(page_io::refuse(table, at, &failure, page, in_clear)),
+    }
+    Ok(Opened::Page)
+}
+
+/// The only page, or the only one whose line pointers are in order.
+fn decide(mut found: Vec<Page>) -> Result<Option<Page>, PageError> {
+    if found.len() > 1 {
+        found.retain(line_pointers_are_in_order);
+        if found.len() != 1 {
+            return Err(PageError::Ambiguous);
+        }
+    }
+    Ok(found.pop())
+}
+
+fn checksum_is_right(page: &Page, block: u32) -> bool {
+    field(page, 8) == pg::checksum(page, block)
+}
+
+fn field(page: &Page, at: usize) -> u16 {
+    u16::from_ne_bytes([page[at], page[at + 1]])
+}
+
+/// Whether what stands between the header and `pd_lower` are line pointers to within the page's data
+/// (src/include/storage/itemid.h: offset 15 bits, flags 2 bits, length 15 bits).
+fn line_pointers_are_in_order(page: &Page) -> bool {
+    let (lower, upper) = (usize::from(field(page, 12)), u32::from(field(page, 14)));
+    let Some(pointers) = page.get(24..lower) else { return false };
+    let (pointers, rest) = pointers.as_chunks::<4>();
+    rest.is_empty()
+        && pointers.iter().all(|bytes| {
+            let word = u32::from_ne_bytes(*bytes);
+            let (offset, flags, length) = (word & 0x7fff, word >> 15 & 3, word >> 17);
+            // Unused, redirected, dead, or an item.
+            match flags {
+                1 => offset >= upper && offset + length <= pg::PAGE_SIZE as u32,
+                _ => length == 0,
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(pointers: &[u32]) -> Page {
+        let mut page: Page = [0; pg::PAGE_SIZE];
+        page[12..14].copy_from_slice(&(24 + 4 * pointers.len() as u16).to_ne_bytes());
+        page[14..16].copy_from_slice(&8000u16.to_ne_bytes());
+        for (bytes, pointer) in page[24..].chunks_exact_mut(4).zip(pointers) {
+            bytes.copy_from_slice(&pointer.to_ne_bytes());
+        }
+        page
+    }
+
+    const ITEM: u32 = 8000 | (1 << 15) | (100 << 17);
+
+    #[test]
+    fn one_page_is_taken_as_it_is_and_of_two_the_one_in_order() {
+        let (good, bad) = (page(&[ITEM, 0, 3 << 15]), page(&[ITEM, 0x8765_4321]));
+        assert!(decide(vec![]).expect("nothing").is_none());
+        assert_eq!(decide(vec![bad]).expect("one"), Some(bad));
+        assert_eq!(decide(vec![bad, good]).expect("one in order"), Some(good));
+        assert!(matches!(decide(vec![good, good]), Err(PageError::Ambiguous)));
+        assert!(matches!(decide(vec![bad, bad]), Err(PageError::Ambiguous)));
+    }
+
+    #[test]
+    fn line_pointers_must_stay_between_upper_and_the_end() {
+        assert!(line_pointers_are_in_order(&page(&[])));
+        assert!(line_pointers_are_in_order(&page(&[
+            ITEM,
+            (2 << 15) | 1,
+            (8192 - 100) | (1 << 15) | (100 << 17)
+        ])));
+        for wrong in
+            [7999 | (1 << 15) | (8 << 17), (8192 - 99) | (1 << 15) | (100 << 17), (2 << 15) | (1 << 17)]
+        {
+            assert!(!line_pointers_are_in_order(&page(&[ITEM, wrong])), "{wrong:#x}");
+        }
+        let mut cut = page(&[ITEM]);
+        cut[12] += 2;
+        assert!(!line_pointers_are_in_order(&cut));
+    }
+}

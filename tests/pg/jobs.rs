@@ -1,0 +1,392 @@
+//! Tablespaces that hold data are encrypted while they are used: no row lost, no plaintext left, whatever is killed meanwhile.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tde_tests::{Cluster, Sql, files, soak};
+
+/// Every kind of relation, in tablespace `ts` of the database that `sql` is connected to.
+fn fill(sql: &mut Sql, rows: u32) {
+    sql.run("SET default_tablespace = ts");
+    sql.run(&format!(
+        "CREATE TABLE heap (id int, secret text, tags text[], spot point) WITH (autovacuum_enabled = off);
+         INSERT INTO heap SELECT i, 'canary-row-' || i, ARRAY['canary-tag-' || i % 50], point(i, 1) FROM generate_series(1, {rows}) i;
+         CREATE INDEX i_btree ON heap (secret);
+         CREATE INDEX i_hash ON heap USING hash (secret);
+         CREATE INDEX i_gin ON heap USING gin (tags);
+         CREATE INDEX i_gist ON heap USING gist (spot);
+         CREATE INDEX i_spgist ON heap USING spgist (secret);
+         CREATE INDEX i_brin ON heap USING brin (secret);
+         CREATE TABLE toasted (id int, big text);
+         ALTER TABLE toasted ALTER big SET STORAGE EXTERNAL;
+         INSERT INTO toasted SELECT i, repeat('canary-toast-' || i, 800) FROM generate_series(1, 20) i;
+         CREATE UNLOGGED TABLE loose (id int, secret text);
+         CREATE INDEX i_loose ON loose (secret);
+         CREATE INDEX i_loose_gist ON loose USING gist (point(id, 1));
+         INSERT INTO loose SELECT i, 'canary-loose-' || i FROM generate_series(1, 500) i;
+         CREATE MATERIALIZED VIEW mat AS SELECT id, 'canary-mat-' || id AS secret FROM heap;
+         CREATE TABLE empty (id int, secret text);
+         CREATE INDEX i_empty ON empty (secret)"
+    ));
+    sql.run("DELETE FROM heap WHERE id % 7 = 0");
+    sql.run("VACUUM heap");
+}
+
+/// What the rows of [`fill`] give, found through a scan and through an index.
+const SUMS: &str = "SELECT (SELECT count(*) || ' ' || sum(hashtext(h::text)) FROM heap h),
+    (SELECT count(*) || ' ' || sum(hashtext(t::text)) FROM toasted t),
+    (SELECT count(*) || ' ' || sum(hashtext(m::text)) FROM mat m)";
+
+fn sums(sql: &mut Sql) -> Vec<String> {
+    sql.run("CREATE EXTENSION IF NOT EXISTS amcheck");
+    sql.run("SELECT bt_index_check('i_btree', true), verify_heapam('heap'), verify_heapam('toasted')");
+    sql.rows(SUMS).remove(0)
+}
+
+fn state(cluster: &Cluster) -> String {
+    cluster.text("SELECT state FROM tde.tablespaces WHERE name = 'ts'")
+}
+
+fn wait_until(cluster: &Cluster, expected: &str) {
+    let begin = Instant::now();
+    while state(cluster) != expected {
+        assert!(
+            begin.elapsed() < Duration::from_secs(90),
+            "it stays {}\n{}",
+            state(cluster),
+            cluster.log_since_start()
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// No plaintext of ours, no page that is not encrypted. Buffers of unlogged relations are written out by a checkpoint of a shutdown only.
+fn assert_encrypted(cluster: &Cluster) {
+    assert_encrypted_in(cluster, "ts", &cluster.ts_dir().join("ts"));
+}
+
+fn assert_encrypted_in(cluster: &Cluster, tablespace: &str, dir: &Path) {
+    cluster.run("CHECKPOINT");
+    let relation_files: Vec<_> = files::relation_files(dir)
+        .into_iter()
+        .filter(|path| !path.file_name().unwrap().to_str().unwrap().starts_with('t'))
+        .collect();
+    assert!(!relation_files.is_empty());
+    for path in &relation_files {
+        for (block, page) in files::pages(path).iter().enumerate() {
+            let zero = page.iter().all(|byte| *byte == 0);
+            assert!(zero || files::looks_random(page), "{} block {block} is in clear", path.display());
+        }
+    }
+    assert_eq!(files::files_with(dir, b"canary"), Vec::<PathBuf>::new());
+    let damaged =
+        cluster.rows(&format!("SELECT * FROM tde.verify_tablespace('{tablespace}') WHERE damaged > 0"));
+    assert!(damaged.is_empty(), "{damaged:?}");
+}
+
+#[test]
+fn a_tablespace_with_data_is_encrypted_while_it_is_used() {
+    for checksums in [true, false] {
+        let mut cluster = Cluster::builder().checksums(checksums).start();
+        cluster.plain_tablespace("ts");
+        cluster.run("CREATE DATABASE inside TABLESPACE ts");
+        cluster.run("CREATE DATABASE other");
+        let databases = ["postgres", "inside", "other"];
+        let before = databases.map(|name| {
+            let mut sql = cluster.connect(name);
+            fill(&mut sql, 3000);
+            sums(&mut sql)
+        });
+        cluster.restart(); // so that the pages of unlogged relations are in their files, too
+        assert!(!files::files_with(&cluster.ts_dir().join("ts"), b"canary-loose").is_empty());
+        let job = cluster.text("SELECT tde.encrypt_tablespace('ts', wait => true)");
+        assert_eq!(state(&cluster), "encrypted");
+        let shown = cluster.rows("SELECT job, tablespace, phase, blocks_done = blocks_total FROM tde.jobs");
+        assert_eq!(shown, [[job.as_str(), "ts", "done", "t"]]);
+        assert_encrypted(&cluster);
+        for round in ["at once", "restart", "crash"] {
+            match round {
+                "restart" => cluster.restart(),
+                "crash" => cluster.crash_and_recover(),
+                _ => (),
+            }
+            let now = databases.map(|name| sums(&mut cluster.connect(name)));
+            assert_eq!(now, before, "{round}");
+            assert_encrypted(&cluster);
+        }
+        let loose = cluster.int("SELECT count(*) FROM loose");
+        assert_eq!(loose, 0, "the crash reset it from its init fork");
+        cluster.run("INSERT INTO loose VALUES (1, 'canary-loose-again')");
+        cluster.restart();
+        assert_encrypted(&cluster);
+        assert_eq!(cluster.int("SELECT count(*) FROM loose WHERE secret = 'canary-loose-again'"), 1);
+    }
+}
+
+/// A client that keeps changing rows and knows what they must be. Returns how many statements were acknowledged.
+fn work(mut sql: Sql, stop: std::sync::Arc<std::sync::atomic::AtomicBool>) -> i64 {
+    let mut acknowledged = 0;
+    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        let statement = format!(
+            "BEGIN; INSERT INTO ledger VALUES ({acknowledged}, 'canary-ledger-' || repeat('x', {}));
+             UPDATE heap SET secret = 'canary-updated-' || id WHERE id % 997 = {}; COMMIT",
+            acknowledged % 900,
+            acknowledged % 997
+        );
+        match sql.try_run(&statement) {
+            Ok(()) => acknowledged += 1,
+            Err(_) => break, // killed
+        }
+    }
+    acknowledged
+}
+
+/// SIGKILL to everything in the middle of the job, again and again; the job goes on after each start by itself.
+#[test]
+fn a_job_that_is_killed_goes_on_and_loses_nothing() {
+    let rounds = if soak() { 25 } else { 6 };
+    for round in 0..rounds {
+        let mut cluster = Cluster::builder()
+            .fsync()
+            .conf("pg_tde.job_cost_limit", "64")
+            .conf("pg_tde.job_cost_delay", "20ms")
+            .start();
+        cluster.plain_tablespace("ts");
+        fill(&mut cluster.connect("postgres"), 8000);
+        cluster.run("CREATE TABLE ledger (n int, filler text) TABLESPACE ts");
+        let before = cluster.rows("SELECT count(*) FROM heap");
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let mut expected = 0;
+        cluster.run("SELECT tde.encrypt_tablespace('ts')");
+        for crash in 0..3 {
+            let session = cluster.connect("postgres");
+            let stop = stop.clone();
+            cluster.run("TRUNCATE ledger");
+            let client = thread::spawn(move || work(session, stop));
+            thread::sleep(Duration::from_millis(20 + 170 * round + 60 * crash));
+            cluster.crash();
+            expected = client.join().unwrap();
+            cluster.start();
+            // One transaction may have been committed without an answer.
+            let found = cluster.int("SELECT count(*) FROM ledger");
+            assert!(found == expected || found == expected + 1, "round {round}: {found} of {expected}");
+            assert_eq!(cluster.rows("SELECT count(*) FROM heap"), before);
+        }
+        wait_until(&cluster, "encrypted");
+        let found = cluster.int("SELECT count(*) FROM ledger WHERE filler LIKE 'canary-ledger-%'");
+        assert!(found == expected || found == expected + 1);
+        let sums = sums(&mut cluster.connect("postgres"));
+        assert_encrypted(&cluster);
+        cluster.crash_and_recover();
+        assert_eq!(self::sums(&mut cluster.connect("postgres")), sums);
+        assert_encrypted(&cluster);
+    }
+}
+
+/// One process of the job is killed: the server restarts itself, and the job goes on.
+#[test]
+fn each_process_of_a_job_may_be_killed() {
+    let cluster =
+        Cluster::builder().conf("pg_tde.job_cost_limit", "16").conf("pg_tde.job_cost_delay", "20ms").start();
+    cluster.plain_tablespace("ts");
+    let before = {
+        let mut sql = cluster.connect("postgres");
+        fill(&mut sql, 8000);
+        sums(&mut sql)
+    };
+    cluster.run("SELECT tde.encrypt_tablespace('ts')");
+    for title in ["pg_tde rewriter", "pg_tde job", "pg_tde launcher"] {
+        let begin = Instant::now();
+        let victim = loop {
+            let found = cluster.postmaster().children().into_iter().find(|p| p.title().contains(title));
+            if let Some(found) = found {
+                break found;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(20), "no {title}\n{}", cluster.log_since_start());
+            thread::sleep(Duration::from_millis(10));
+        };
+        cluster.kill_backend(victim);
+    }
+    wait_until(&cluster, "encrypted");
+    assert_eq!(sums(&mut cluster.connect("postgres")), before);
+    assert_encrypted(&cluster);
+}
+
+/// A standby follows by WAL position; promoted in the middle, it finishes the job itself.
+#[test]
+fn a_standby_follows_and_finishes_the_job_when_it_is_promoted() {
+    for promoted_at in ["rewriting pages", "done"] {
+        let mut primary = Cluster::builder().conf("wal_keep_size", "1GB").start();
+        primary.plain_tablespace("ts");
+        fill(&mut primary.connect("postgres"), 8000);
+        let mut standby = Cluster::standby_of(&primary);
+        if promoted_at != "done" {
+            primary.configure("pg_tde.job_cost_limit", "16");
+            primary.configure("pg_tde.job_cost_delay", "50ms");
+            primary.run("SELECT pg_reload_conf()");
+        }
+        primary.run("SELECT tde.encrypt_tablespace('ts')");
+        let phase =
+            format!("SELECT count(*) FROM tde.jobs WHERE phase = '{promoted_at}' AND blocks_done > 50");
+        let begin = Instant::now();
+        while primary.int(&phase) == 0 {
+            assert!(begin.elapsed() < Duration::from_secs(60), "{}", primary.log_since_start());
+            thread::sleep(Duration::from_millis(20));
+        }
+        let before = sums(&mut primary.connect("postgres"));
+        let target = primary.text("SELECT pg_current_wal_flush_lsn()");
+        while standby.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) != "t" {
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(standby.rows(SUMS).remove(0), before, "on the standby");
+        standby.crash_and_recover();
+        assert_eq!(standby.rows(SUMS).remove(0), before, "on the standby after a crash");
+        primary.crash();
+        assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+        wait_until(&standby, "encrypted");
+        assert_eq!(sums(&mut standby.connect("postgres")), before, "promoted");
+        assert_encrypted(&standby);
+        standby.crash_and_recover();
+        assert_eq!(sums(&mut standby.connect("postgres")), before);
+    }
+}
+
+/// What happens to tables in the middle of the job: dropped, rewritten, truncated, moved out and in, made.
+#[test]
+fn tables_and_databases_change_under_the_job() {
+    let cluster = Cluster::builder()
+        .conf("pg_tde.job_cost_limit", "16")
+        .conf("pg_tde.job_cost_delay", "10ms")
+        .conf("max_prepared_transactions", "5")
+        .start();
+    cluster.plain_tablespace("ts");
+    cluster.run("CREATE DATABASE inside TABLESPACE ts");
+    cluster.run("CREATE DATABASE victim TABLESPACE ts");
+    let mut sql = cluster.connect("postgres");
+    fill(&mut sql, 5000);
+    for name in ["dropped", "rewritten", "truncated", "moved_out", "clustered"] {
+        sql.run(&format!("CREATE TABLE {name} TABLESPACE ts AS TABLE heap"));
+    }
+    sql.run("CREATE TABLE moved_in TABLESPACE pg_default AS TABLE heap");
+    sql.run("CREATE INDEX ON clustered (secret)");
+    let before = sums(&mut sql);
+    // Made before and not committed: the job waits for both.
+    let mut early = cluster.connect("postgres");
+    early.run("BEGIN; CREATE TABLE early TABLESPACE ts AS TABLE heap; CREATE TEMP TABLE scratch TABLESPACE ts AS TABLE heap");
+    cluster.run("BEGIN; CREATE TABLE prepared TABLESPACE ts AS TABLE heap; PREPARE TRANSACTION 'p'");
+    let mut temporary = cluster.connect("postgres");
+    temporary.run("SET temp_buffers = '800kB'; CREATE TEMP TABLE mine TABLESPACE ts AS TABLE heap");
+    let count = temporary.int("SELECT count(*) FROM mine");
+    cluster.run("SELECT tde.encrypt_tablespace('ts')");
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!(cluster.text("SELECT phase FROM tde.jobs"), "waiting for transactions");
+    early.run("COMMIT");
+    cluster.run("COMMIT PREPARED 'p'");
+    let mut moments = 0;
+    for statement in [
+        "DROP TABLE dropped",
+        "ALTER TABLE rewritten ALTER id TYPE bigint",
+        "TRUNCATE truncated",
+        "ALTER TABLE moved_out SET TABLESPACE pg_default",
+        "ALTER TABLE moved_in SET TABLESPACE ts",
+        "CLUSTER clustered USING clustered_secret_idx",
+        "VACUUM FULL mat",
+        "REINDEX TABLE heap",
+        "CREATE TABLE late TABLESPACE ts AS TABLE heap",
+        "CREATE DATABASE made TEMPLATE inside",
+        "ALTER DATABASE inside RENAME TO renamed",
+        "DROP DATABASE victim",
+    ] {
+        moments += cluster.int("SELECT count(*) FROM tde.jobs WHERE phase <> 'done'");
+        cluster.run(statement);
+        assert_eq!(temporary.int("SELECT count(*) FROM mine"), count, "{statement}");
+        temporary.run("UPDATE mine SET secret = secret || 'x' WHERE id % 10 = 0");
+    }
+    assert!(moments > 6, "the job was over too soon to show anything: {moments}");
+    wait_until(&cluster, "encrypted");
+    assert_eq!(temporary.int("SELECT count(*) FROM mine WHERE secret LIKE 'canary%'"), count);
+    drop(temporary);
+    drop(early);
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(sums(&mut cluster.connect("postgres")), before);
+    for table in ["early", "prepared", "rewritten", "moved_out", "moved_in", "clustered", "late"] {
+        assert_eq!(cluster.int(&format!("SELECT count(*) FROM {table}")), count, "{table}");
+    }
+    assert_encrypted(&cluster);
+}
+
+/// Catalogs, statistics and everything else: `pg_default` and `pg_global`, two jobs at once, under pgbench.
+#[test]
+fn a_whole_cluster_is_encrypted_under_load() {
+    let mut cluster = Cluster::builder().fsync().conf("max_worker_processes", "12").start();
+    cluster.run("ALTER DATABASE postgres SET default_tablespace = pg_default");
+    cluster.run("CREATE DATABASE more");
+    cluster.run("CREATE ROLE canary_role");
+    cluster.run("COMMENT ON DATABASE more IS 'canary-comment'");
+    let ts = cluster.ts_dir().join("ts");
+    cluster.plain_tablespace("ts");
+    fill(&mut cluster.connect("postgres"), 3000);
+    cluster.run("CREATE TABLE catalog_canary AS SELECT 'canary-default-' || i AS secret FROM generate_series(1, 5000) i; ANALYZE");
+    cluster.tool_output("pgbench", &["-i", "-q", "-s", "3", "postgres"]);
+    let before = sums(&mut cluster.connect("postgres"));
+    cluster.run("CHECKPOINT");
+    let (base, global) = (cluster.data().join("base"), cluster.data().join("global"));
+    assert!(!files::files_with(&base, b"canary-default-").is_empty());
+    assert!(!files::files_with(&global, b"canary").is_empty());
+    let mut load = cluster.tool("pgbench").args(["-n", "-c", "4", "-T", "25", "postgres"]).spawn().unwrap();
+    for tablespace in ["pg_default", "pg_global", "ts"] {
+        cluster.run(&format!("SELECT tde.encrypt_tablespace('{tablespace}')"));
+    }
+    let begin = Instant::now();
+    let remaining = "SELECT count(*) FROM tde.tablespaces WHERE state <> 'encrypted'";
+    while cluster.int(remaining) > 0 {
+        assert!(
+            begin.elapsed() < Duration::from_secs(90),
+            "{:?}\n{}",
+            cluster.rows("SELECT * FROM tde.jobs"),
+            cluster.log_since_start()
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(load.wait().unwrap().success(), "pgbench failed");
+    let balanced =
+        "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)
+        AND (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(tbalance) FROM pgbench_tellers)";
+    for round in ["at once", "restart", "crash"] {
+        match round {
+            "restart" => cluster.restart(),
+            "crash" => cluster.crash_and_recover(),
+            _ => (),
+        }
+        assert_eq!(cluster.text(balanced), "t", "{round}");
+        assert_eq!(sums(&mut cluster.connect("postgres")), before, "{round}");
+        assert_eq!(
+            cluster.connect("more").int("SELECT count(*) FROM pg_class WHERE relname = 'pg_class'"),
+            1
+        );
+        assert_encrypted_in(&cluster, "ts", &ts);
+        assert_encrypted_in(&cluster, "pg_default", &base);
+        assert_encrypted_in(&cluster, "pg_global", &global);
+    }
+    cluster.run("CREATE DATABASE after TEMPLATE template0");
+    cluster
+        .connect("after")
+        .run("CREATE TABLE t AS SELECT 'canary-after' AS secret; CREATE TEMP TABLE mine AS TABLE t");
+    assert_encrypted_in(&cluster, "pg_default", &base);
+    cluster.tool_output("pg_amcheck", &["--all", "--install-missing"]);
+    cluster.stop();
+    let checked = cluster.tool_output("pg_checksums", &["--check", "-D", cluster.data().to_str().unwrap()]);
+    assert!(checked.contains("Bad checksums:  0"), "{checked}");
+    // Without the library nothing is read and nothing damaged.
+    cluster.configure("shared_preload_libraries", "");
+    let refused = cluster.try_start();
+    let opened = refused.is_ok().then(|| cluster.try_connect("postgres").map(drop));
+    assert!(!matches!(opened, Some(Ok(()))), "a server without pg_tde reads an encrypted cluster");
+    if refused.is_ok() {
+        cluster.crash();
+    }
+    cluster.configure("shared_preload_libraries", "pg_tde");
+    cluster.start();
+    assert_eq!(sums(&mut cluster.connect("postgres")), before, "after a start without the library");
+}
