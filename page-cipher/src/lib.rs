@@ -4,10 +4,12 @@
 //! * [`hctr2`], [`xts`], [`gcm_siv`]: the ciphers, one module each.
 //! * [`kdf`]: one key per purpose from a data key.
 //! * [`CipherId`]: the name of a cipher in settings and the number of it on disk.
+//! * [`Kernel`]: which of the ciphers' implementations serves on this processor.
 //!
 //! Keys come in as [`secret_mem::SecretBytes`]; expanded keys live in locked memory and are wiped on drop.
 //! Making a cipher allocates; sealing and opening never do. All ciphers run in constant time on processors
-//! with AES and carry-less multiplication instructions and, through bit-slicing, on those without.
+//! with AES and carry-less multiplication instructions and, through bit-slicing, on those without. Unsafe code is
+//! in the instruction sets of the kernels only.
 //!
 //! # Example
 //! ```

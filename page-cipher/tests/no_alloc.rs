@@ -7,7 +7,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use common::{PAGE_CIPHERS, data_key, heap_page, map_page, page};
-use page_cipher::gcm_siv::Aes256GcmSiv;
+use page_cipher::gcm_siv::{Aes256GcmSiv, Message};
+use page_cipher::hctr2::{Aes256Hctr2, Unit};
 use page_cipher::pg::*;
 
 struct Counting;
@@ -66,6 +67,24 @@ fn pages() {
             assert_eq!(cipher.open(Fork::Main, 8, &mut moved), Err(OpenError::NotAuthentic));
         });
         assert_eq!(count, 0, "{id}");
+    }
+}
+
+#[test]
+fn batches() {
+    for kernel in common::kernels() {
+        let gcm_siv = Aes256GcmSiv::with_kernel(kernel, &data_key()).unwrap();
+        let hctr2 = Aes256Hctr2::with_kernel(kernel, &data_key()).unwrap();
+        let mut pages = [heap_page(), map_page(), heap_page()];
+        let count = allocations(|| {
+            let mut messages =
+                pages.each_mut().map(|data| Message { nonce: &[1; 12], aad: b"aad", data, tag: [0; 16] });
+            gcm_siv.seal_batch(&mut messages).unwrap();
+            let mut units = pages.each_mut().map(|page| Unit::new(b"tweak", page).unwrap());
+            hctr2.encrypt_batch(&mut units);
+            hctr2.decrypt_batch(&mut units);
+        });
+        assert_eq!(count, 0, "{kernel}");
     }
 }
 
