@@ -204,6 +204,11 @@ impl Journal {
         let complete = raw.read_at(&mut disk, offset)? == Read::Full;
         let header = Header::from_disk(disk);
         if !complete || !header.has_magic() {
+            // SQLite takes a header without the magic for the end and drops the journal. Zeros are that end; anything
+            // else in the place of the first header of a hot journal was put there.
+            if complete && offset == 0 && header.is_marked() && !header.is_blank() {
+                return Err(fault(raw, JournalFault::HeaderChanged { offset }));
+            }
             return raw.read_at(buf, offset);
         }
         buf.copy_from_slice(&MAGIC);

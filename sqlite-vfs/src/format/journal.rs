@@ -103,6 +103,16 @@ impl Header {
         self.bytes[..8] == MAGIC
     }
 
+    /// Whether the place of the magic is empty: the records do not count yet, or no longer.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.bytes[..8] == [0; 8]
+    }
+
+    /// Whether the padding bears our mark, whatever the rest says.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.bytes[28..30] == *TAG
+    }
+
     /// Number of records, or [`TO_END`].
     pub(crate) fn count(&self) -> u32 {
         self.field(8)
