@@ -64,6 +64,8 @@ pub(crate) struct Wal {
     page_size: Option<u32>,
     /// Salts of the header when it was looked at last.
     salts: Option<[u8; 8]>,
+    /// The read transaction in which a read has looked at it: others may begin the WAL anew between two.
+    salts_of_read: Option<u32>,
     mode: Mode,
     /// A frame header that waits for its page.
     pending: Option<(u32, FrameHeader)>,
@@ -93,6 +95,7 @@ impl Wal {
             nonces: None,
             page_size: None,
             salts: None,
+            salts_of_read: None,
             mode: Mode::Rewrite(None),
             pending: None,
             split: None,

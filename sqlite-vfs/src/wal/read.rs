@@ -185,10 +185,13 @@ impl Wal {
 
     /// The salts of a frame, which must be those of the WAL's header.
     fn current_salts(&mut self, raw: &dyn RawFile, frame: u32, head: FrameHeader) -> Result<[u8; 8]> {
-        let salts = head.salts();
-        if self.salts != Some(salts) && self.valid_header(raw)?.salts() != salts {
+        let (salts, read) = (head.salts(), Some(self.database.wal_reads()));
+        if (self.salts != Some(salts) || self.salts_of_read != read)
+            && self.valid_header(raw)?.salts() != salts
+        {
             return Err(fault(raw, WalFault::FrameHeader { frame }));
         }
+        self.salts_of_read = read;
         Ok(salts)
     }
 }
