@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use keyring::{LineNumber, StateChange, TablespaceState, WalPosition};
 
+use crate::ffi::background::JobLock;
 use crate::ffi::{background, server, worker};
 use crate::job_table::{Job, Outcome, Phase};
 use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL};
@@ -60,7 +61,7 @@ fn has_job(line: &LineInfo) -> bool {
 
 fn launch_one(table: &KeyTable, line: &LineInfo) {
     let Some(slot) = table.jobs.claim(line) else { return };
-    let idle = background::transaction(|| background::try_lock_job(line.tablespace, false));
+    let idle = background::transaction(|| background::job_is_idle(line.tablespace));
     if idle && table.jobs.launch(slot, GRACE) {
         // Another try follows.
         if !worker::start_job(slot) {
@@ -92,11 +93,14 @@ pub(crate) fn run(slot: usize) -> Result<(), TablespaceError> {
     };
     let oid = progress.tablespace;
     keys::ensure_compared(table)?;
-    if !background::transaction(|| background::try_lock_job(oid, true)) {
+    let Some(_lock) = background::transaction(|| JobLock::try_acquire(oid)) else {
         return Ok(()); // it runs already
-    }
+    };
     let current = || table.lines().find(|line| line.line == progress.line).filter(has_job);
-    let Some(line) = current() else { return Ok(()) };
+    let Some(line) = current() else {
+        job.enter(Phase::Done);
+        return Ok(());
+    };
     report::job_started(&line);
     job.enter(Phase::Starting);
     background::transaction(|| tablespace::log_lines(table))?;

@@ -1,5 +1,6 @@
 //! Tablespaces that hold data are encrypted while they are used: no row lost, no plaintext left, whatever is killed meanwhile.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -389,4 +390,28 @@ fn a_whole_cluster_is_encrypted_under_load() {
     cluster.configure("shared_preload_libraries", "pg_tde");
     cluster.start();
     assert_eq!(sums(&mut cluster.connect("postgres")), before, "after a start without the library");
+}
+
+/// A job that fails is begun again by itself, also when it fails outside of a transaction.
+#[test]
+fn a_job_that_fails_is_begun_again() {
+    let cluster = Cluster::with_tde();
+    let dir = cluster.plain_tablespace("ts");
+    fill(&mut cluster.connect("postgres"), 1000);
+    let before = sums(&mut cluster.connect("postgres"));
+    // A file that the server may not read.
+    let obstacle = files::relation_files(&dir)[0].with_file_name("999999");
+    std::fs::write(&obstacle, [0; 8192]).unwrap();
+    std::fs::set_permissions(&obstacle, std::fs::Permissions::from_mode(0o000)).unwrap();
+    cluster.run("SELECT tde.encrypt_tablespace('ts')");
+    let begin = Instant::now();
+    while cluster.log_since_start().matches("pg_tde job failed").count() < 2 {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", cluster.log_since_start());
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(state(&cluster), "encrypting");
+    std::fs::remove_file(&obstacle).unwrap();
+    wait_until(&cluster, "encrypted");
+    assert_eq!(sums(&mut cluster.connect("postgres")), before);
+    assert_encrypted(&cluster);
 }

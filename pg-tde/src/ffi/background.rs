@@ -81,9 +81,28 @@ fn lock(oid: u32, part: u16, mode: u32, session: bool, wait: bool) -> bool {
     result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
 }
 
-/// Whether no other process does the job of a tablespace: to the end of the transaction, or, if `keep`, of this process.
-pub(crate) fn try_lock_job(tablespace: u32, keep: bool) -> bool {
-    lock(tablespace, JOB, pg_sys::AccessExclusiveLock, keep, false)
+/// Whether no process does the job of a tablespace.
+pub(crate) fn job_is_idle(tablespace: u32) -> bool {
+    lock(tablespace, JOB, pg_sys::AccessExclusiveLock, false, false)
+}
+
+/// This process does the job of a tablespace; over when it is dropped.
+pub(crate) struct JobLock(u32);
+
+impl JobLock {
+    /// `None` while another process does it.
+    pub(crate) fn try_acquire(tablespace: u32) -> Option<Self> {
+        lock(tablespace, JOB, pg_sys::AccessExclusiveLock, true, false).then(|| Self(tablespace))
+    }
+}
+
+impl Drop for JobLock {
+    /// The end of a process that is in no transaction would leave the lock behind.
+    fn drop(&mut self) {
+        let tag = server::lock_tag(self.0, JOB);
+        // SAFETY: taken in `try_acquire` for the session; the lock manager copies the tag.
+        unsafe { pg_sys::LockRelease(&raw const tag, pg_sys::AccessExclusiveLock as c_int, true) };
+    }
 }
 
 /// Waits until no statement needs databases without connections.
