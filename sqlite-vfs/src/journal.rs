@@ -205,8 +205,10 @@ impl Journal {
         let header = Header::from_disk(disk);
         if !complete || !header.has_magic() {
             // SQLite takes a header without the magic for the end and drops the journal. Zeros are that end; anything
-            // else in the place of the first header of a hot journal was put there.
-            if complete && offset == 0 && header.is_marked() && !header.is_blank() {
+            // else in the place of the first header of a hot journal was put there, and so was whatever stands in
+            // the place of a magic that the MAC covers.
+            let first_changed = offset == 0 && header.is_marked() && !header.is_blank();
+            if complete && (first_changed || self.had_magic(&header, offset)) {
                 return Err(fault(raw, JournalFault::HeaderChanged { offset }));
             }
             return raw.read_at(buf, offset);
@@ -221,6 +223,18 @@ impl Journal {
             (Some(why), _) => return Err(fault(raw, JournalFault::of_header(why, offset))),
         }
         Ok(Read::Full)
+    }
+
+    /// Whether a header without the magic is one of this transaction's whose records were counted.
+    fn had_magic(&self, header: &Header, offset: u64) -> bool {
+        let Some(keys) = self.database.keys() else { return false };
+        if header.check_format().is_err() || header.file() != keys.file_id() {
+            return false;
+        }
+        // Without its key nothing can be said of what may be left over from any earlier transaction.
+        let Ok(keys) = self.version(&keys, header.version()) else { return false };
+        let first_nonce = self.layout.as_ref().map_or(header.nonce(), |layout| layout.first_nonce);
+        header.with_magic().check_mac(&keys, offset, first_nonce).is_ok()
     }
 
     /// Why a header with the magic must not be used, if so.

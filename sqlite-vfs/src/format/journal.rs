@@ -108,6 +108,12 @@ impl Header {
         self.bytes[..8] == [0; 8]
     }
 
+    /// The header with its magic put back.
+    pub(crate) fn with_magic(mut self) -> Self {
+        self.bytes[..8].copy_from_slice(&MAGIC);
+        self
+    }
+
     /// Whether the padding bears our mark, whatever the rest says.
     pub(crate) fn is_marked(&self) -> bool {
         self.bytes[28..30] == *TAG
