@@ -297,6 +297,42 @@ fn a_conversion_that_is_killed_leaves_the_original_or_the_copy() {
     );
 }
 
+/// A program that opens the file in the last moments of the conversion waits for its lock. What it commits then must be in the
+/// database that people go on with, not in a file without a name.
+#[test]
+fn what_is_committed_around_a_conversion_is_not_lost() {
+    let bench = Bench::new();
+    let whole = bench.path("whole.db");
+    fill(&whole, 4096, 3000);
+    let timed = std::time::Instant::now();
+    let file = bench.path("timed.db");
+    fs::copy(&whole, &file).unwrap();
+    assert_eq!(bench.sqlite("encrypt", &file, &[]).code, 0);
+    let took = timed.elapsed();
+    let rounds = 24;
+    for round in 0..rounds {
+        let file = bench.path(&format!("round{round}.db"));
+        fs::copy(&whole, &file).unwrap();
+        plain(&file).execute_batch("PRAGMA journal_mode = WAL").unwrap();
+        let conversion = bench.sqlite_command("encrypt", &file).spawn().unwrap();
+        std::thread::sleep(took * round / rounds);
+        let db = plain(&file);
+        db.busy_timeout(Duration::from_secs(60)).unwrap();
+        let committed = db.execute("INSERT INTO keyed VALUES('COMMITTED AROUND IT', 1)", []).is_ok();
+        drop(db);
+        let converted = conversion.wait_with_output().unwrap().status.success();
+        let now = if converted { secret(&bench, &file) } else { plain(&file) };
+        let found: i64 = now
+            .query_row("SELECT count(*) FROM keyed WHERE k = 'COMMITTED AROUND IT'", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(found, i64::from(committed), "round {round}, converted: {converted}");
+        drop(now);
+        let wal = bench.path(&format!("round{round}.db-wal"));
+        assert!(!converted || !wal.exists() || !contains(&wal, b"COMMITTED AROUND IT"), "round {round}");
+        assert!(!bench.path(&format!("round{round}.db.tde-new")).exists(), "round {round}");
+    }
+}
+
 /// A connection through the VFS in this process.
 fn secret(bench: &Bench, file: &Path) -> Connection {
     static REGISTERED: std::sync::Once = std::sync::Once::new();

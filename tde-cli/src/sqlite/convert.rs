@@ -1,5 +1,6 @@
 //! `tde sqlite encrypt` and `tde sqlite decrypt`: VACUUM INTO a file beside the original, compare, replace.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -78,13 +79,17 @@ fn convert(path: &Path, from: &str, to: &str, access: &Access, args: &Args, outp
     let progress = Progress::new(output)?;
     refuse_names(path, args.keep.as_deref())?;
     Sidecars::of(path)?.refuse_unfinished(path)?;
+    // For `Copy::finish`; opened before and closed after the connection, because closing any descriptor of a file drops the
+    // process's locks on it.
+    let locked = File::options().write(true).open(path);
+    let locked = locked.map_err(|source| super::At { path: path.into(), source })?;
     let mut original = lock(path, from)?;
     // Once more, now that nobody else can write.
     Sidecars::of(path)?.refuse_unfinished(path)?;
     refuse_users(path)?;
     let bytes_before = length(path)?;
 
-    let copy = Copy::beside(path)?;
+    let mut copy = Copy::beside(path)?;
     copy_into(path, &mut original, &copy, to, bytes_before, &progress)?;
     let second = connect(copy.path(), to)?;
     let wal_mode: bool = mode_of(&original, path)? == "wal";
@@ -97,11 +102,18 @@ fn convert(path: &Path, from: &str, to: &str, access: &Access, args: &Args, outp
     if progress.stopped() {
         return Err(Stopped("the database was left as it is").into());
     }
-    refuse_users(path)?;
     let bytes_after = length(copy.path())?;
-    copy.place(path, args.keep.as_deref())?;
+    copy.prepare(path)?;
+    refuse_users(path)?;
+    copy.exchange(path)?;
+    if let Err(open) = refuse_users_of(copy.path(), path) {
+        copy.exchange_back(path)?;
+        return Err(open);
+    }
+    copy.finish(path, args.keep.as_deref(), &locked)?;
     // Only now: the lock on the original keeps others away from the name.
     original.close().map_err(|(_, error)| at(path)(error))?;
+    drop(locked);
 
     let done = Converted {
         file: path.display().to_string(),
@@ -225,7 +237,12 @@ fn refuse_names(path: &Path, keep: Option<&Path>) -> Result<()> {
 }
 
 fn refuse_users(path: &Path) -> Result<()> {
-    let mut users = users_of(path)?;
+    refuse_users_of(path, path)
+}
+
+/// `file` is where the original is now, `path` what the user calls it.
+fn refuse_users_of(file: &Path, path: &Path) -> Result<()> {
+    let mut users = users_of(file)?;
     let shm = beside(path, "-shm");
     if shm.exists() {
         users.extend(users_of(&shm)?);

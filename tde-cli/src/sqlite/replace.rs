@@ -4,13 +4,23 @@
 //! |---|---|
 //! | while the copy is made, compared or synced | the original as it was; `FILE.tde-new`, which the next conversion removes |
 //! | after empty journals beside the original were removed | the original as it was: they held nothing |
-//! | after the rename | the converted database |
+//! | after the two have exchanged their names | the converted database; `FILE.tde-new` is the original |
+//! | after the original has its other name, or none | the converted database |
+//!
+//! # Who still has the original open
+//! A program that opened the original before the exchange waits for its lock and would then commit into a file that no name
+//! leads to, with a plaintext WAL under the name of the converted database. So after the exchange, still under the
+//! lock: whoever is seen to have the original open makes the exchange undone. Processes that this user may not see find a
+//! file that is no database any more ([`Copy::finish`]); with `--keep` the original must stay whole, and this last
+//! resort does not exist.
 //!
 //! A copy that was given up also leaves its entry in the keyring: a key that nothing is encrypted with.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, chown};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::sidecar::{beside, remove};
 use super::{At, Result};
@@ -42,13 +52,8 @@ impl Copy {
         &self.path
     }
 
-    /// Gives the copy the original's mode and owner, makes it durable, and renames it over the original. `keep` is another name
-    /// that the original keeps.
-    pub(super) fn place(mut self, original: &Path, keep: Option<&Path>) -> Result<()> {
-        let failed = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| At { path, source }
-        };
+    /// Gives the copy the original's mode and owner and makes it durable. This may take long.
+    pub(super) fn prepare(&self, original: &Path) -> Result<()> {
         let (old, new) = (fs::metadata(original), fs::metadata(&self.path));
         let (old, new) = (old.map_err(failed(original))?, new.map_err(failed(&self.path))?);
         if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
@@ -56,19 +61,52 @@ impl Copy {
         }
         fs::set_permissions(&self.path, old.permissions()).map_err(failed(&self.path))?;
         let file = File::open(&self.path).map_err(failed(&self.path))?;
-        file.sync_all().map_err(failed(&self.path))?;
-        if let Some(keep) = keep {
-            fs::hard_link(original, keep).map_err(failed(keep))?;
-        }
+        Ok(file.sync_all().map_err(failed(&self.path))?)
+    }
+
+    /// Exchanges the names of copy and original: from here on [`path`](Self::path) is the original.
+    pub(super) fn exchange(&mut self, original: &Path) -> Result<()> {
         // Their names are the new database's from here on.
         for suffix in SUFFIXES {
             remove(&beside(original, suffix))?;
         }
         sync_dir(original)?;
-        fs::rename(&self.path, original).map_err(failed(original))?;
+        self.swap(original)?;
         self.placed = true;
         sync_dir(original)
     }
+
+    /// The original has its name again.
+    pub(super) fn exchange_back(&mut self, original: &Path) -> Result<()> {
+        self.swap(original)?;
+        self.placed = false;
+        sync_dir(original)
+    }
+
+    /// The original gets the name `keep`, or is removed. `locked` is a descriptor of it.
+    pub(super) fn finish(self, original: &Path, keep: Option<&Path>, locked: &File) -> Result<()> {
+        match keep {
+            Some(keep) => fs::rename(&self.path, keep).map_err(failed(keep))?,
+            None => {
+                locked.write_all_at(NO_DATABASE, 0).map_err(failed(&self.path))?;
+                remove(&self.path)?;
+            }
+        }
+        sync_dir(original)
+    }
+
+    fn swap(&self, original: &Path) -> Result<()> {
+        let swapped = renameat_with(CWD, &self.path, CWD, original, RenameFlags::EXCHANGE);
+        Ok(swapped.map_err(|source| failed(original)(source.into()))?)
+    }
+}
+
+/// In place of an original's first bytes, for programs that wait for its lock.
+const NO_DATABASE: &[u8; 16] = b"replaced by tde\0";
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> At {
+    let path = path.to_path_buf();
+    move |source| At { path, source }
 }
 
 impl Drop for Copy {
