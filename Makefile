@@ -20,7 +20,7 @@ FEATURES := $(if $(filter-out 15,$(PG_MAJOR)),--no-default-features --features p
 
 PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG_MAJOR) \
 	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2 \
-	sqlite3 libsqlite3-dev tcl tcl-dev zlib1g-dev patch xz-utils
+	sqlite3 libsqlite3-dev tcl tcl-dev zlib1g-dev patch xz-utils valgrind
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-sqlite-suite bench soak lint typecheck install install-files install-sqlite-files clean-scratch
@@ -61,11 +61,17 @@ test: setup build
 # The same tests, longer: sixty crashes instead of twenty, more kills in the middle of key changes, PostgreSQL's isolation suite.
 soak: setup build
 	TDE_SOAK=1 $(CARGO) test --locked --workspace $(FEATURES) --test pg -- --include-ignored
+	TDE_SOAK=1 $(CARGO) test --locked --workspace $(FEATURES) --test sqlite
+
+# A part of soak; make test runs a short form.
+test-sqlite-suite: setup build
+	TDE_SOAK=1 $(CARGO) test --locked --workspace $(FEATURES) --test sqlite suite:: -- --nocapture
 
 # The benchmark measures release builds; the test profile leaves out the linker's optimisation.
 bench: setup
 	$(MAKE) build PROFILE=release
 	QUICK=$(QUICK) $(CARGO) bench --locked --workspace $(FEATURES) --bench postgres
+	QUICK=$(QUICK) $(CARGO) bench --locked --workspace $(FEATURES) --bench sqlite
 
 lint: setup
 	$(CARGO) fmt --all --check
