@@ -315,3 +315,20 @@ pub(crate) fn relation_path(id: RelationId) -> String {
         }
     }
 }
+
+/// Installs a signal handler (`pqsignal` of port.h; a macro for `pqsignal_be` from version 18 on).
+///
+/// # Safety
+/// In a process of the server; `handler` may do only what a signal handler may.
+pub(crate) unsafe fn handle_signal(
+    signal: std::ffi::c_int,
+    handler: unsafe extern "C-unwind" fn(std::ffi::c_int),
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::pqsignal(signal, Some(handler));
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(signal, Some(handler));
+    }
+}

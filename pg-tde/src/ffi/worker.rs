@@ -6,6 +6,7 @@ use std::ptr;
 use pgrx::pg_sys::{self, BgWorkerStartTime, Datum};
 use pgrx::prelude::*;
 
+use super::compat;
 use crate::job_table::Outcome;
 use crate::{jobs, report, rewrite, tablespace};
 
@@ -78,8 +79,8 @@ pub(crate) fn rewrite_database(slot: usize, database: u32) -> bool {
 fn begin(database: u32) {
     // SAFETY: called first thing in a background worker that asked for a connection.
     unsafe {
-        pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(die));
-        pg_sys::pqsignal(pg_sys::SIGHUP as c_int, Some(SignalHandlerForConfigReload));
+        compat::handle_signal(pg_sys::SIGTERM as c_int, die);
+        compat::handle_signal(pg_sys::SIGHUP as c_int, SignalHandlerForConfigReload);
         pg_sys::BackgroundWorkerUnblockSignals();
         let flags = pg_sys::BGWORKER_BYPASS_ALLOWCONN;
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), pg_sys::InvalidOid, flags);
