@@ -7,6 +7,13 @@ AS 'MODULE_PATHNAME', 'encrypt_tablespace_wrapper';
 COMMENT ON FUNCTION tde.encrypt_tablespace(text, text, boolean) IS
 'encrypt everything that is stored in a tablespace from now on; returns the job that rewrites what it holds, NULL if it is empty';
 
+CREATE FUNCTION tde.rotate_data_key(name text, wait boolean DEFAULT false)
+RETURNS bigint
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'rotate_data_key_wrapper';
+COMMENT ON FUNCTION tde.rotate_data_key(text, boolean) IS
+'make a new version of a tablespace''s data key and write under it from now on; returns the job that rewrites what is there';
+
 CREATE FUNCTION tde.rotate_master_key()
 RETURNS integer
 LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -67,7 +74,7 @@ LANGUAGE c STRICT VOLATILE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'tablespace_lines_wrapper';
 
 CREATE FUNCTION tde.job_table()
-RETURNS TABLE (job bigint, tablespace oid, phase text, database oid, relation oid, blocks_done bigint,
+RETURNS TABLE (job bigint, tablespace oid, kind text, phase text, database oid, relation oid, blocks_done bigint,
                blocks_total bigint, attempts integer, started timestamptz)
 LANGUAGE c STRICT VOLATILE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'job_table_wrapper';
@@ -92,7 +99,7 @@ CREATE VIEW tde.tablespaces AS
 COMMENT ON VIEW tde.tablespaces IS 'every tablespace and how it is stored';
 
 CREATE VIEW tde.jobs AS
-    SELECT j.job, 'encrypt' AS kind, t.spcname AS tablespace, j.phase, d.datname AS database,
+    SELECT j.job, j.kind, t.spcname AS tablespace, j.phase, d.datname AS database,
            coalesce(CASE WHEN d.datname = pg_catalog.current_database()
                          THEN (SELECT c.oid::regclass::text FROM pg_catalog.pg_class c WHERE c.oid = j.relation) END,
                     j.relation::text) AS relation,

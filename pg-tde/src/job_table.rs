@@ -1,6 +1,6 @@
 //! What the background jobs are doing, in memory that every process shares.
 //!
-//! A job exists because a line of the keyring says so (`Span::converting`); this table only shows how far it is. The launcher claims
+//! A job exists because a line of the keyring says so (`State::job`); this table only shows how far it is. The launcher claims
 //! slots, the job's processes fill them.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -11,6 +11,26 @@ use crate::key_table::LineInfo;
 
 /// Jobs that can be under way, or remembered, at a time.
 const MAX_JOBS: usize = 32;
+
+/// What a job brings about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Kind {
+    /// Every page encrypted.
+    Encrypt = 1,
+    /// Every page under the newest version of the key.
+    Rotate = 2,
+}
+
+impl Kind {
+    /// As views show it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Encrypt => "encrypt",
+            Self::Rotate => "rotate",
+        }
+    }
+}
 
 /// What a job is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +90,7 @@ pub(crate) enum Outcome {
 pub(crate) struct Job {
     line: AtomicU64,
     tablespace: AtomicU32,
+    kind: AtomicU32,
     phase: AtomicU32,
     database: AtomicU32,
     relation: AtomicU32,
@@ -87,6 +108,7 @@ pub(crate) struct Job {
 pub(crate) struct Progress {
     pub(crate) line: u64,
     pub(crate) tablespace: u32,
+    pub(crate) kind: Kind,
     pub(crate) phase: Phase,
     /// OID of the database whose pages are being rewritten, or 0.
     pub(crate) database: u32,
@@ -113,6 +135,7 @@ impl Job {
         (line != 0).then(|| Progress {
             line,
             tablespace: self.tablespace.load(Relaxed),
+            kind: if self.kind.load(Relaxed) == Kind::Rotate as u32 { Kind::Rotate } else { Kind::Encrypt },
             phase: Phase::of(self.phase.load(Relaxed)),
             database: self.database.load(Relaxed),
             relation: self.relation.load(Relaxed),
@@ -196,19 +219,24 @@ impl JobTable {
         self.jobs.iter().filter_map(Job::progress)
     }
 
-    /// The slot of a line's job, a new one if it has none. Only for the launcher. `None` when all are taken.
-    pub(crate) fn claim(&self, line: &LineInfo) -> Option<usize> {
+    /// The slot of a line's job, begun anew if that has ended, or another. Only for the launcher. `None` when all are taken.
+    pub(crate) fn claim(&self, line: &LineInfo, kind: Kind) -> Option<usize> {
         let find = |wanted: &dyn Fn(Option<Progress>) -> bool| {
             self.jobs.iter().position(|job| wanted(job.progress()))
         };
-        if let Some(slot) = find(&|job| job.is_some_and(|job| job.line == line.line)) {
+        let of_line = |ended: bool| {
+            find(&|job| job.is_some_and(|job| job.line == line.line && (job.phase == Phase::Done) == ended))
+        };
+        if let Some(slot) = of_line(false) {
             return Some(slot);
         }
-        let slot = find(&|job| job.is_none())
+        let slot = of_line(true)
+            .or_else(|| find(&|job| job.is_none()))
             .or_else(|| find(&|job| job.is_some_and(|job| job.phase == Phase::Done)))?;
         let job = &self.jobs[slot];
         job.line.store(0, Release);
         job.tablespace.store(line.tablespace, Relaxed);
+        job.kind.store(kind as u32, Relaxed);
         job.enter(Phase::Starting);
         job.begin_pass(0);
         job.attempts.store(0, Relaxed);
@@ -238,7 +266,7 @@ mod tests {
     use crate::key_table::{OPEN_END, Span};
 
     fn line(number: u64) -> LineInfo {
-        let span = Span { start: 100, strict: OPEN_END, end: OPEN_END };
+        let span = Span { start: 100, strict: OPEN_END, closing: OPEN_END, end: OPEN_END };
         let (index, version, tablespace, awaited) = (0, 1, 16400, false);
         LineInfo { index, line: number, version, tablespace, cipher: CipherId::Aes256Hctr2, span, awaited }
     }
@@ -247,19 +275,26 @@ mod tests {
     fn a_line_keeps_its_slot_and_only_finished_jobs_make_room() {
         let jobs = &shared::key_table().expect("a mapping").jobs;
         for number in 1..=MAX_JOBS as u64 {
-            assert_eq!(jobs.claim(&line(number)), Some(number as usize - 1));
+            assert_eq!(jobs.claim(&line(number), Kind::Encrypt), Some(number as usize - 1));
         }
-        assert_eq!(jobs.claim(&line(3)), Some(2));
-        assert_eq!(jobs.claim(&line(99)), None);
+        assert_eq!(jobs.claim(&line(3), Kind::Encrypt), Some(2));
+        assert_eq!(jobs.claim(&line(99), Kind::Rotate), None);
         jobs.get(4).expect("a slot").enter(Phase::Done);
-        assert_eq!(jobs.claim(&line(99)), Some(4));
+        assert_eq!(jobs.claim(&line(99), Kind::Rotate), Some(4));
         assert_eq!(jobs.all().filter(|job| job.phase == Phase::Starting).count(), MAX_JOBS);
+        assert_eq!(
+            jobs.all().filter(|job| job.kind == Kind::Rotate).map(|job| job.line).collect::<Vec<_>>(),
+            [99]
+        );
+        jobs.get(4).expect("a slot").enter(Phase::Done);
+        assert_eq!(jobs.claim(&line(99), Kind::Encrypt), Some(4));
+        assert_eq!(jobs.all().filter(|job| job.kind == Kind::Rotate).count(), 0);
     }
 
     #[test]
     fn a_job_is_not_launched_twice_in_a_row() {
         let jobs = &shared::key_table().expect("a mapping").jobs;
-        let slot = jobs.claim(&line(1)).expect("room");
+        let slot = jobs.claim(&line(1), Kind::Encrypt).expect("room");
         assert!(jobs.launch(slot, Duration::from_secs(60)));
         assert!(!jobs.launch(slot, Duration::from_secs(60)));
         assert!(jobs.launch(slot, Duration::ZERO));

@@ -22,8 +22,8 @@ use keyring::{LineNumber, StateChange, TablespaceState, WalPosition};
 
 use crate::ffi::background::JobLock;
 use crate::ffi::{background, server, worker};
-use crate::job_table::{Job, Outcome, Phase};
-use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL};
+use crate::job_table::{Job, Kind, Outcome, Phase};
+use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL, State};
 use crate::keys;
 use crate::report;
 use crate::tablespace::{self, TablespaceError};
@@ -44,7 +44,7 @@ pub(crate) fn launch() -> ! {
     loop {
         if let Some(table) = tablespace::key_table() {
             table.jobs.set_launcher(server::pid());
-            let lines: Vec<_> = table.lines().filter(has_job).collect();
+            let lines: Vec<_> = table.lines().filter(|line| has_job(table, line)).collect();
             for line in &lines {
                 launch_one(table, line);
             }
@@ -55,12 +55,16 @@ pub(crate) fn launch() -> ! {
     }
 }
 
-fn has_job(line: &LineInfo) -> bool {
-    line.span.converting() && !line.awaited
+/// Whether a job brings every page under this key.
+fn has_job(table: &KeyTable, line: &LineInfo) -> bool {
+    let job = table.state(line.tablespace).and_then(State::job);
+    !line.awaited && job.is_some_and(|job| job.index == line.index)
 }
 
 fn launch_one(table: &KeyTable, line: &LineInfo) {
-    let Some(slot) = table.jobs.claim(line) else { return };
+    let rotates = matches!(table.state(line.tablespace), Some(State::Rotating(_)));
+    let kind = if rotates { Kind::Rotate } else { Kind::Encrypt };
+    let Some(slot) = table.jobs.claim(line, kind) else { return };
     let idle = background::transaction(|| background::job_is_idle(line.tablespace));
     if idle && table.jobs.launch(slot, GRACE) {
         // Another try follows.
@@ -77,7 +81,7 @@ pub(crate) fn wake_launcher(table: &KeyTable) {
 
 /// Waits in a session until the job of a line is over. Can be cancelled, which the job does not notice.
 pub(crate) fn wait(table: &KeyTable, line: u64) {
-    while table.lines().any(|now| now.line == line && has_job(&now)) {
+    while table.lines().any(|now| now.line == line && has_job(table, &now)) {
         background::doze(Duration::from_millis(100));
     }
 }
@@ -96,12 +100,12 @@ pub(crate) fn run(slot: usize) -> Result<(), TablespaceError> {
     let Some(_lock) = background::transaction(|| JobLock::try_acquire(oid)) else {
         return Ok(()); // it runs already
     };
-    let current = || table.lines().find(|line| line.line == progress.line).filter(has_job);
+    let current = || table.lines().find(|line| line.line == progress.line && has_job(table, line));
     let Some(line) = current() else {
         job.enter(Phase::Done);
         return Ok(());
     };
-    report::job_started(&line);
+    report::job_started(&line, progress.kind);
     job.enter(Phase::Starting);
     background::transaction(|| tablespace::log_lines(table))?;
     background::barrier();
@@ -192,7 +196,7 @@ fn rewrite_database(job: &Job, slot: usize, database: u32) -> bool {
 /// Every page in the files opens under the key: from now on nothing else is accepted.
 fn become_strict(table: &KeyTable, line: &LineInfo) -> Result<(), TablespaceError> {
     let _keyring = server::lock_keyring();
-    if !table.lines().any(|now| now.line == line.line && has_job(&now)) {
+    if !has_job(table, line) {
         return Ok(()); // dropped meanwhile
     }
     let keyring = keys::open_keyring(table)?;

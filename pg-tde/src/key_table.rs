@@ -26,6 +26,8 @@ pub(crate) const PG_DEFAULT: u32 = 1663;
 pub(crate) const PG_GLOBAL: u32 = 1664;
 /// WAL position that no record reaches: the end of what has not ended.
 pub(crate) const OPEN_END: u64 = u64::MAX;
+/// After every WAL position there is, and before [`OPEN_END`].
+pub(crate) const NOW: u64 = u64::MAX - 1;
 
 /// A key line of one tablespace: the pages written between two WAL positions.
 #[repr(C, align(128))]
@@ -33,6 +35,7 @@ pub(crate) struct Entry {
     line: AtomicU64,
     start: AtomicU64,
     strict: AtomicU64,
+    closing: AtomicU64,
     end: AtomicU64,
     tablespace: AtomicU32,
     version: AtomicU32,
@@ -51,14 +54,16 @@ impl Entry {
     /// mixture is a state that was in force.
     fn span(&self) -> Span {
         let end = self.end.load(Acquire);
+        let closing = self.closing.load(Acquire);
         let strict = self.strict.load(Acquire);
-        Span { start: self.start.load(Acquire), strict, end }
+        Span { start: self.start.load(Acquire), strict, closing, end }
     }
 
-    /// `strict` before `end`, which puts a new line into force.
+    /// `end` last, which puts a new key into force.
     fn set_span(&self, span: Span) {
         self.start.store(span.start, Release);
         self.strict.store(span.strict, Release);
+        self.closing.store(span.closing, Release);
         self.end.store(span.end, Release);
     }
 }
@@ -189,50 +194,97 @@ pub(crate) enum TableError {
     },
 }
 
-/// The WAL positions between which a line counts.
+/// The WAL positions between which a version of a line's key counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
-    /// From here on pages are written under the line.
+    /// From here on pages are written under it.
     pub(crate) start: u64,
     /// From here on there is no plain page left; [`OPEN_END`] while a job rewrites them.
     pub(crate) strict: u64,
-    /// Here the tablespace was dropped, [`OPEN_END`] while the line is in force, 0 for a line that was never put to use.
+    /// From here on pages are written in another way; [`OPEN_END`] while it is in force.
+    pub(crate) closing: u64,
+    /// From here on no page is under it, or the tablespace was dropped. [`OPEN_END`] before, 0 for a key that was never put to use.
     pub(crate) end: u64,
 }
 
 impl Span {
-    /// Of a line that was made and never put to use.
-    pub(crate) const UNUSED: Self = Self { start: 0, strict: 0, end: 0 };
+    /// Of a key that was made and never put to use.
+    pub(crate) const UNUSED: Self = Self { start: 0, strict: 0, closing: 0, end: 0 };
 
-    /// Whether it holds at a position.
-    pub(crate) fn contains(&self, position: u64) -> bool {
+    /// Whether pages are written under it at a position.
+    pub(crate) fn writes(&self, position: u64) -> bool {
+        self.start <= position && position < self.closing
+    }
+
+    /// Whether pages may be under it at a position.
+    pub(crate) fn reads(&self, position: u64) -> bool {
         self.start <= position && position < self.end
     }
 
-    /// Whether it holds now.
-    pub(crate) fn in_force(&self) -> bool {
-        self.end == OPEN_END
+    /// Whether plain pages are refused at a position.
+    pub(crate) fn refuses_plain(&self, position: u64) -> bool {
+        self.strict <= position && position < self.closing
     }
 
-    /// Whether plain pages are being rewritten now.
-    pub(crate) fn converting(&self) -> bool {
-        self.in_force() && self.strict == OPEN_END
+    /// Whether pages are written under it now.
+    pub(crate) fn in_force(&self) -> bool {
+        self.writes(NOW)
+    }
+
+    /// Whether pages may be under it now.
+    pub(crate) fn alive(&self) -> bool {
+        self.reads(NOW)
     }
 
     /// The last position that is known to it.
     pub(crate) fn last(&self) -> u64 {
-        [self.start, self.strict, self.end].into_iter().filter(|&at| at != OPEN_END).max().unwrap_or(0)
+        let all = [self.start, self.strict, self.closing, self.end];
+        all.into_iter().filter(|&at| at != OPEN_END).max().unwrap_or(0)
     }
 
-    /// What is known after another record of the line, which may be older or newer: nothing is taken back.
-    /// `None` when they are not of the same line.
+    /// What is known after another record of the key, which may be older or newer: nothing is taken back.
+    /// `None` when they are not of the same key.
     pub(crate) fn merged(self, other: Self) -> Option<Self> {
         // Not a comparison with `UNUSED`: a process may have been killed half-way.
         if self.end == 0 || other.end == 0 {
             return Some(if self.end == 0 { other } else { self });
         }
-        let (strict, end) = (self.strict.min(other.strict), self.end.min(other.end));
-        (self.start == other.start).then_some(Self { strict, end, ..self })
+        (self.start == other.start).then_some(Self {
+            start: self.start,
+            strict: self.strict.min(other.strict),
+            closing: self.closing.min(other.closing),
+            end: self.end.min(other.end),
+        })
+    }
+}
+
+/// What a tablespace that has a key is going through, and the key that pages are written under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// A job encrypts its plain pages.
+    Encrypting(LineInfo),
+    /// Every page is under the key.
+    Encrypted(LineInfo),
+    /// A job rewrites pages that are under the key before.
+    Rotating(LineInfo),
+}
+
+impl State {
+    /// As views show it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Encrypting(_) => "encrypting",
+            Self::Encrypted(_) => "encrypted",
+            Self::Rotating(_) => "rotating",
+        }
+    }
+
+    /// The key that a job brings every page under, if there is a job.
+    pub(crate) fn job(self) -> Option<LineInfo> {
+        match self {
+            Self::Encrypting(line) | Self::Rotating(line) => Some(line),
+            Self::Encrypted(_) => None,
+        }
     }
 }
 
@@ -325,6 +377,23 @@ impl KeyTable {
         self.used.load(Acquire) as usize >= MAX_ENTRIES
     }
 
+    /// What a tablespace is going through now; `None` when it is plain.
+    pub(crate) fn state(&self, tablespace: u32) -> Option<State> {
+        let (mut in_force, mut before) = (None, false);
+        for line in self.lines().filter(|line| line.tablespace == tablespace && line.span.alive()) {
+            match line.span.in_force() {
+                true => in_force = Some(line),
+                false => before = true,
+            }
+        }
+        let line = in_force?;
+        Some(match (line.span.refuses_plain(NOW), before) {
+            (false, _) => State::Encrypting(line),
+            (true, true) => State::Rotating(line),
+            (true, false) => State::Encrypted(line),
+        })
+    }
+
     /// Adds a line. The caller holds the writers' lock.
     ///
     /// # Errors
@@ -355,7 +424,7 @@ impl KeyTable {
     /// # Errors
     /// [`TableError::Full`]
     pub(crate) fn add_awaited(&self, line: u64, tablespace: u32) -> Result<(), TableError> {
-        let always = Span { start: 0, strict: 0, end: OPEN_END };
+        let always = Span { start: 0, strict: 0, closing: OPEN_END, end: OPEN_END };
         let index = self.add(line, 0, tablespace, CipherId::Aes256Hctr2, always)?;
         self.entries[index].awaited.store(1, Release);
         Ok(())
@@ -469,25 +538,46 @@ impl KeyTable {
 mod tests {
     use super::*;
 
-    const FROM_100: Span = Span { start: 100, strict: 100, end: OPEN_END };
+    const FROM_100: Span = Span { start: 100, strict: 100, closing: OPEN_END, end: OPEN_END };
 
     #[test]
     fn records_of_a_line_in_any_order_give_the_same_span() {
         let converting = Span { strict: OPEN_END, ..FROM_100 };
         let strict = Span { strict: 150, ..FROM_100 };
-        let dropped = Span { strict: 150, end: 200, ..FROM_100 };
-        let dropped_before = Span { end: 200, ..converting };
-        let stages = [Span::UNUSED, converting, strict, dropped];
+        let rotating = Span { closing: 170, ..strict };
+        let ended = Span { end: 200, ..rotating };
+        let stages = [Span::UNUSED, converting, strict, rotating, ended];
         for (later, expected) in stages.iter().enumerate() {
             for earlier in &stages[..later] {
                 assert_eq!(earlier.merged(*expected), Some(*expected));
                 assert_eq!(expected.merged(*earlier), Some(*expected));
             }
         }
-        assert_eq!(converting.merged(dropped_before), Some(dropped_before));
         assert_eq!(converting.merged(Span { start: 101, ..converting }), None);
-        assert_eq!([converting, strict, dropped].map(|span| span.converting()), [true, false, false]);
-        assert_eq!(stages.map(|span| span.last()), [0, 100, 150, 200]);
+        assert_eq!(stages.map(|span| span.in_force()), [false, true, true, false, false]);
+        assert_eq!(stages.map(|span| span.alive()), [false, true, true, true, false]);
+        assert_eq!(stages.map(|span| span.last()), [0, 100, 150, 170, 200]);
+    }
+
+    #[test]
+    fn the_state_of_a_tablespace_follows_from_its_keys() {
+        let table = table();
+        let name = || table.state(16400).map(State::name);
+        assert_eq!(name(), None);
+        let first = table.add(1, 1, 16400, CipherId::Aes256Hctr2, Span::UNUSED).expect("room");
+        assert_eq!(name(), None);
+        table.set_span(first, Span { strict: OPEN_END, ..FROM_100 });
+        assert_eq!(name(), Some("encrypting"));
+        table.set_span(first, FROM_100);
+        assert_eq!(name(), Some("encrypted"));
+        let second = table.add(1, 2, 16400, CipherId::Aes256Hctr2, Span::UNUSED).expect("room");
+        assert_eq!(name(), Some("encrypted"));
+        table.set_span(second, Span { start: 200, strict: 200, ..FROM_100 });
+        table.set_span(first, Span { closing: 200, ..FROM_100 });
+        assert_eq!(name(), Some("rotating"));
+        assert_eq!(table.active(16400).map(|line| line.version), Some(2));
+        table.set_span(first, Span { closing: 200, end: 300, ..FROM_100 });
+        assert_eq!(name(), Some("encrypted"));
     }
 
     fn table() -> &'static KeyTable {
@@ -512,7 +602,7 @@ mod tests {
         let before = table.generation();
         let first = table.add(1, 1, 16400, CipherId::Aes256Hctr2, FROM_100).expect("room");
         assert!(table.generation() > before);
-        table.set_span(first, Span { end: 200, ..FROM_100 });
+        table.set_span(first, Span { closing: 200, end: 200, ..FROM_100 });
         assert!(table.active(16400).is_none());
         table.add(2, 1, 16400, CipherId::Aes256Xts, FROM_100).expect("room");
         assert_eq!(table.active(16400).map(|line| line.line), Some(2));

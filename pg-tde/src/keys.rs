@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use hsm_engine::{ErrorKind, HsmError, SoftUri, UriError};
 use keyring::{
-    DekState, InstanceId, KeyVersion, Keyring, KeyringError, KeyringId, LineNumber, MasterKey,
-    MasterKeyError, Owner, Scope, ScopeKind, SoftHsm, TablespaceState, Unlocked, WalPosition,
+    InstanceId, KeyVersion, Keyring, KeyringError, KeyringId, LineNumber, MasterKey, MasterKeyError, Owner,
+    Scope, ScopeKind, SoftHsm, StateChange, TablespaceState, Unlocked, WalPosition,
 };
 use page_cipher::CipherId;
 
@@ -212,13 +212,14 @@ pub(crate) fn load(table: &KeyTable) -> Result<(), KeyError> {
     let control = if recovers { None } else { server::control_file() };
     let redo = control.as_ref().map_or(0, |control| control.redo);
     for scope in scopes.iter().filter(|scope| !scope.is_draft()) {
-        let Some(facts) = LineFacts::of(scope).filter(|facts| facts.span.end > redo) else { continue };
-        let index = facts.add_to(table)?;
-        match unlocked.dek_of(scope, facts.version, &hsm) {
-            Ok(dek) => table.set_dek(index, &dek),
-            // Of a dropped tablespace: recovery may do without it, and says so if it cannot.
-            Err(_) if !facts.span.in_force() => (),
-            Err(error) => return Err(error.into()),
+        for facts in LineFacts::of(scope).into_iter().filter(|facts| facts.span.end > redo) {
+            let index = facts.add_to(table)?;
+            match unlocked.dek_of(scope, facts.version, &hsm) {
+                Ok(dek) => table.set_dek(index, &dek),
+                // No page is under it any more: recovery may do without it, and says so if it cannot.
+                Err(_) if !facts.span.alive() => (),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     match control.and_then(|control| control.end) {
@@ -237,14 +238,14 @@ fn check_manifest(
     recovers: bool,
 ) -> Result<(), KeyError> {
     let (keyring, dir) = (unlocked.keyring(), settings::keyring_directory());
-    let lines: BTreeSet<_> = scopes.iter().filter_map(LineFacts::of).map(|facts| facts.named()).collect();
+    let lines: BTreeSet<_> = scopes.iter().flat_map(LineFacts::of).map(|facts| facts.named()).collect();
     let Some(manifest) = manifest else {
         return Ok(Manifest { keyring, lines }.write()?);
     };
     if manifest.keyring != keyring {
         return Err(KeyError::OtherKeyring { dir, found: keyring, expected: manifest.keyring });
     }
-    let used = scopes.iter().filter(|scope| !scope.is_draft()).filter_map(LineFacts::of);
+    let used = scopes.iter().filter(|scope| !scope.is_draft()).flat_map(LineFacts::of);
     let unknown = used.map(|facts| facts.named()).find(|named| !manifest.lines.contains(named));
     if let Some(Named { line, tablespace }) = unknown.filter(|_| !recovers) {
         return Err(KeyError::NotInManifest { dir, line, tablespace });
@@ -266,11 +267,13 @@ pub(crate) fn synchronize(table: &KeyTable) -> Result<(), KeyError> {
     let Some(seal_key) = table.seal_key() else { return Ok(()) };
     let keyring = Keyring::open(&settings::keyring_directory())?.unlock_with_seal_key(seal_key)?;
     for scope in keyring.survey()?.scopes.iter().filter(|scope| !scope.is_draft()) {
-        let Some(facts) = LineFacts::of(scope) else { continue };
-        let known = table.lines().any(|line| line.line == facts.line.0);
-        // Lines that ended before this server started were left out on purpose.
-        if known || facts.span.in_force() {
-            facts.add_to(table)?;
+        // The newest first: at no time may a tablespace be without a key to write under.
+        for facts in LineFacts::of(scope).into_iter().rev() {
+            let known = table.lines().any(|line| facts.is_of(&line));
+            // Keys that ended before this server started were left out on purpose.
+            if known || facts.span.alive() {
+                facts.add_to(table)?;
+            }
         }
     }
     Ok(())
@@ -374,22 +377,22 @@ pub(crate) struct LineFacts {
 }
 
 impl LineFacts {
-    /// `None` for a line of something else. A line that was never put to use covers no WAL position.
-    pub(crate) fn of(scope: &Scope) -> Option<Self> {
-        let ScopeKind::PgTablespace { oid, .. } = scope.kind else { return None };
-        let newest =
-            scope.versions.iter().rev().find(|entry| !matches!(entry.state, DekState::Destroyed { .. }));
-        let position =
-            |state| scope.history.iter().find(|change| change.state == state).map(|change| change.from.0);
-        let strict = position(TablespaceState::Encrypted);
-        let start = position(TablespaceState::Encrypting).or(strict);
-        let end = position(TablespaceState::Retired);
-        let span = start.map_or(Span::UNUSED, |start| Span {
-            start,
-            strict: strict.unwrap_or(OPEN_END),
-            end: end.unwrap_or(OPEN_END),
-        });
-        Some(Self { line: scope.line, version: newest?.version, tablespace: oid, cipher: scope.cipher, span })
+    /// What a record says of each version of its key, oldest first; nothing for a line of something else.
+    ///
+    /// The history says when which version was put to use: the first by `encrypting` or `encrypted`, each later one by `rotating`. A
+    /// version beyond those was made, and covers no WAL position.
+    pub(crate) fn of(scope: &Scope) -> Vec<Self> {
+        let ScopeKind::PgTablespace { oid, .. } = scope.kind else { return Vec::new() };
+        let spans = spans(&scope.history);
+        let versions = scope.versions.iter().map(|entry| entry.version);
+        let spans = spans.into_iter().chain(std::iter::repeat(Span::UNUSED));
+        let (line, tablespace, cipher) = (scope.line, oid, scope.cipher);
+        versions.zip(spans).map(|(version, span)| Self { line, version, tablespace, cipher, span }).collect()
+    }
+
+    /// Whether it is about this entry of the table.
+    fn is_of(&self, line: &LineInfo) -> bool {
+        line.line == self.line.0 && line.version == self.version.0
     }
 
     /// How the manifest names the line.
@@ -402,7 +405,8 @@ impl LineFacts {
     /// # Errors
     /// When the table is full, or has the line as something else.
     pub(crate) fn add_to(&self, table: &KeyTable) -> Result<usize, KeyError> {
-        let Some(known) = table.lines().find(|line| line.line == self.line.0) else {
+        let awaited = |line: &LineInfo| line.awaited && line.line == self.line.0;
+        let Some(known) = table.lines().find(|line| self.is_of(line) || awaited(line)) else {
             let (line, version) = (self.line.0, self.version.0);
             return Ok(table.add(line, version, self.tablespace, self.cipher, self.span)?);
         };
@@ -411,8 +415,7 @@ impl LineFacts {
             table.arrive(LineInfo { version, cipher, span, ..known });
             return Ok(known.index);
         }
-        let same =
-            (known.version, known.tablespace, known.cipher) == (self.version.0, self.tablespace, self.cipher);
+        let same = (known.tablespace, known.cipher) == (self.tablespace, self.cipher);
         // A record that recovery replays may be older than the table: it takes nothing back.
         let Some(span) = known.span.merged(self.span).filter(|_| same) else {
             return Err(KeyError::Mismatch { line: self.line.0 });
@@ -422,6 +425,38 @@ impl LineFacts {
         }
         Ok(known.index)
     }
+}
+
+/// The spans of the versions that a history put to use.
+fn spans(history: &[StateChange]) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    for &StateChange { from: WalPosition(from), state } in history {
+        let new = Span { start: from, strict: from, closing: OPEN_END, end: OPEN_END };
+        // Positions that have not come yet.
+        let close = |position: &mut u64| *position = (*position).min(from);
+        match (state, spans.last_mut()) {
+            (TablespaceState::Encrypting, _) => spans.push(Span { strict: OPEN_END, ..new }),
+            (TablespaceState::Encrypted, None) => spans.push(new),
+            (TablespaceState::Encrypted, Some(last)) => {
+                close(&mut last.strict);
+                let before = spans.len() - 1;
+                spans[..before].iter_mut().for_each(|span| close(&mut span.end));
+            }
+            (TablespaceState::Rotating, last) => {
+                if let Some(last) = last {
+                    close(&mut last.closing);
+                }
+                spans.push(new);
+            }
+            (_, _) => {
+                for span in &mut spans {
+                    close(&mut span.closing);
+                    close(&mut span.end);
+                }
+            }
+        }
+    }
+    spans
 }
 
 /// The keyring with the seal key of the table, or with the HSM if that key is not known yet.
@@ -486,8 +521,9 @@ fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
     }
     let unlocked = unlocked_for(table, &hsm)?;
     let scope = unlocked.scope(LineNumber(line.line))?;
-    let same = LineFacts::of(&scope).is_some_and(|facts| {
-        (facts.tablespace, facts.cipher) == (line.tablespace, line.cipher)
+    let same = LineFacts::of(&scope).iter().any(|facts| {
+        facts.is_of(&line)
+            && (facts.tablespace, facts.cipher) == (line.tablespace, line.cipher)
             && facts.span.merged(line.span).is_some()
     });
     if !same {
@@ -506,7 +542,13 @@ mod tests {
 
     fn facts(start: u64, end: u64) -> LineFacts {
         let (line, version, cipher) = (LineNumber(1), KeyVersion(1), CipherId::Aes256Hctr2);
-        LineFacts { line, version, tablespace: 16400, cipher, span: Span { start, strict: start, end } }
+        LineFacts {
+            line,
+            version,
+            tablespace: 16400,
+            cipher,
+            span: Span { start, strict: start, closing: end, end },
+        }
     }
 
     fn range(table: &KeyTable) -> (u64, u64) {
@@ -548,5 +590,32 @@ mod tests {
         let line = table.active(16400).expect("there");
         assert_eq!((line.awaited, line.cipher, line.span.start), (false, CipherId::Aes256Xts, 100));
         assert_eq!(table.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_history_says_when_each_version_counts() {
+        use TablespaceState::{Encrypted, Encrypting, Retired, Rotating};
+        let spans = |states: &[(u64, TablespaceState)]| {
+            let change = |&(from, state)| StateChange { from: WalPosition(from), state };
+            let spans = super::spans(&states.iter().map(change).collect::<Vec<_>>());
+            spans.iter().map(|span| [span.start, span.strict, span.closing, span.end]).collect::<Vec<_>>()
+        };
+        const END: u64 = OPEN_END;
+        let mut history = vec![(10, Encrypting)];
+        assert_eq!(spans(&history), [[10, END, END, END]]);
+        history.push((20, Encrypted));
+        assert_eq!(spans(&history), [[10, 20, END, END]]);
+        history.push((30, Rotating));
+        assert_eq!(spans(&history), [[10, 20, 30, END], [30, 30, END, END]]);
+        history.push((40, Encrypted));
+        assert_eq!(spans(&history), [[10, 20, 30, 40], [30, 30, END, END]]);
+        history.push((50, Retired));
+        assert_eq!(spans(&history), [[10, 20, 30, 40], [30, 30, 50, 50]]);
+        assert_eq!(spans(&[(10, Encrypted), (20, Retired)]), [[10, 10, 20, 20]]);
+        assert_eq!(
+            spans(&[(10, Encrypting), (20, Retired)]),
+            [[10, 20, 20, 20]].map(|[a, _, c, d]| [a, END, c, d])
+        );
+        assert_eq!(spans(&[]), Vec::<[u64; 4]>::new());
     }
 }

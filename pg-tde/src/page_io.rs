@@ -129,7 +129,7 @@ pub(crate) fn open(table: &'static KeyTable, at: PageAddress, page: &mut Page) -
     };
     match open_under(table, at, regime, page)? {
         Ok(()) => Ok(Opened::Page),
-        Err(error) => Ok(refuse(table, at, &error, page, false)),
+        Err(error) => Ok(refuse(table, at, &error, page)),
     }
 }
 
@@ -168,19 +168,16 @@ pub(crate) fn open_under(
 }
 
 /// Decides what the buffer manager gets for a page that does not open.
-///
-/// `plain_allowed`: a page in clear would have been accepted, so its header says nothing.
 pub(crate) fn refuse(
     table: &'static KeyTable,
     at: PageAddress,
     error: &OpenError,
     page: &mut Page,
-    plain_allowed: bool,
 ) -> Opened {
     let counters = table.counters(server::pid());
     let cause = match *error {
         // Ciphertext, torn or not, has no valid header.
-        _ if !plain_allowed && pg::header_is_valid(page, at.fork) => Cause::Plain,
+        _ if pg::header_is_valid(page, at.fork) => Cause::Plain,
         OpenError::ChecksumMismatch { stored, computed } => Cause::Damaged { stored, computed },
         _ => Cause::NotAuthentic,
     };

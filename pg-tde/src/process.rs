@@ -10,7 +10,7 @@ use secret_mem::SecretBytes;
 
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
-use crate::key_table::{KeyTable, LineInfo};
+use crate::key_table::{KeyTable, LineInfo, NOW, OPEN_END};
 use crate::keys::{self, KeyError};
 use crate::page_io::PageError;
 
@@ -160,8 +160,12 @@ impl Process {
     /// As [`Self::regime`].
     pub(crate) fn reading(&mut self, id: RelationId) -> Result<Reading, KeyError> {
         self.refresh();
+        let early = server::in_redo() && !server::reached_consistency();
         if !self.lines.iter().any(|line| line.tablespace == id.tablespace) {
-            return Ok(Reading::Only(Regime::Plain));
+            // Files of a base backup may be newer than the keys that came with it; the WAL brings both the keys and the pages.
+            let copied = early && self.table.recovery_from() == 0;
+            let any = Reading::AnyOf { regimes: Vec::new(), plain: true };
+            return Ok(if copied { any } else { Reading::Only(Regime::Plain) });
         }
         let position = self.replay_position()?;
         let regime = self.regime_at(id, position);
@@ -174,16 +178,11 @@ impl Process {
             return Ok(Reading::AnyOf { regimes, plain });
         }
         // Files are newer than what is replayed, as long as the data is not consistent.
-        if server::in_redo() && !server::reached_consistency() {
+        if early {
             let from = self.table.recovery_from();
             return Ok(before_consistency(&self.lines, id.tablespace, regime, from));
         }
-        Ok(match regime {
-            Regime::Line(line) if position.map_or(line.span.converting(), |at| at < line.span.strict) => {
-                Reading::AnyOf { regimes: vec![regime], plain: true }
-            }
-            _ => Reading::Only(regime),
-        })
+        Ok(readable(&self.lines, id.tablespace, regime, position.unwrap_or(NOW)))
     }
 
     /// The cipher of a relation and the page to use it in, or `None` when the key of its line has yet to be
@@ -229,31 +228,59 @@ fn in_force(lines: impl Iterator<Item = LineInfo>) -> Vec<u32> {
     lines.filter(|line| line.span.in_force()).map(|line| line.tablespace).collect()
 }
 
-/// The line in force for a tablespace: now, or at a replay position.
+/// The key that pages of a tablespace are written under: now, or at a replay position.
 fn line_at(lines: &[LineInfo], tablespace: u32, position: Option<u64>) -> Option<LineInfo> {
-    lines.iter().copied().find(|line| {
-        line.tablespace == tablespace && position.map_or(line.span.in_force(), |at| line.span.contains(at))
-    })
+    let at = position.unwrap_or(NOW);
+    lines.iter().copied().find(|line| line.tablespace == tablespace && line.span.writes(at))
 }
 
-/// Redo began at `from`, with files that hold what was written later: under every line the tablespace had since, and in clear
-/// unless it was encrypted throughout by then.
-fn before_consistency(lines: &[LineInfo], tablespace: u32, now: Regime, from: u64) -> Reading {
-    let mut lines: Vec<_> =
-        lines.iter().copied().filter(|line| line.tablespace == tablespace && line.span.end != 0).collect();
-    let plain = !lines.iter().any(|line| line.span.strict <= from && from < line.span.end);
-    lines.sort_by_key(|line| now != Regime::Line(*line));
+/// `regimes` and `plain`, with the one that is written goes first.
+fn any_of(mut lines: Vec<LineInfo>, written: Regime, plain: bool) -> Reading {
+    lines.sort_by_key(|line| written != Regime::Line(*line));
     let regimes: Vec<_> = lines.into_iter().map(Regime::Line).collect();
     match (regimes.as_slice(), plain) {
         ([only], false) => Reading::Only(*only),
+        ([], true) => Reading::Only(Regime::Plain),
         _ => Reading::AnyOf { regimes, plain },
+    }
+}
+
+/// What the files hold at a position at which the data is consistent.
+fn readable(lines: &[LineInfo], tablespace: u32, written: Regime, at: u64) -> Reading {
+    let mut of_it = lines.iter().copied().filter(|line| line.tablespace == tablespace && line.span.reads(at));
+    let first = of_it.next();
+    let only = of_it.next().is_none();
+    // Nearly always, so without allocation.
+    match first {
+        None => return Reading::Only(Regime::Plain),
+        Some(line) if only && line.span.refuses_plain(at) => return Reading::Only(Regime::Line(line)),
+        Some(_) => (),
+    }
+    let of_it = lines.iter().copied().filter(|line| line.tablespace == tablespace && line.span.reads(at));
+    let of_it: Vec<_> = of_it.collect();
+    let plain = !of_it.iter().any(|line| line.span.refuses_plain(at));
+    any_of(of_it, written, plain)
+}
+
+/// Redo began at `from`, with files that hold what was written later: under every key the tablespace had since, and in clear
+/// unless plain pages were refused all the time.
+fn before_consistency(lines: &[LineInfo], tablespace: u32, written: Regime, from: u64) -> Reading {
+    let of_it = || lines.iter().copied().filter(|line| line.tablespace == tablespace && line.span.end != 0);
+    let mut refused_to = from;
+    while let Some(line) = of_it().find(|line| line.span.refuses_plain(refused_to)) {
+        refused_to = line.span.closing;
+    }
+    match any_of(of_it().filter(|line| from < line.span.end).collect(), written, refused_to != OPEN_END) {
+        // Not a page that the server should see as it is: the WAL may bring the key.
+        Reading::Only(Regime::Plain) => Reading::AnyOf { regimes: Vec::new(), plain: true },
+        reading => reading,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key_table::{OPEN_END, Span};
+    use crate::key_table::Span;
 
     fn line(index: usize, start: u64, end: u64) -> LineInfo {
         let (line, version, tablespace) = (index as u64 + 1, 1, 16400);
@@ -263,7 +290,7 @@ mod tests {
             version,
             tablespace,
             cipher: CipherId::Aes256Hctr2,
-            span: Span { start, strict: start, end },
+            span: Span { start, strict: start, closing: end, end },
             awaited: false,
         }
     }
@@ -297,10 +324,35 @@ mod tests {
         // The OID came back after a drop: the line of the position goes first.
         let (old, new) = (line(0, 100, 200), line(1, 300, OPEN_END));
         let both = before_consistency(&[old, new], 16400, under(new), 250);
+        assert_eq!(both, or_plain(new));
+        let both = before_consistency(&[old, new], 16400, under(new), 150);
         assert_eq!(both, Reading::AnyOf { regimes: vec![under(new), under(old)], plain: true });
         assert_eq!(
             before_consistency(&[], 16400, Regime::Plain, 0),
             Reading::AnyOf { regimes: vec![], plain: true }
         );
+    }
+
+    #[test]
+    fn while_keys_change_a_page_may_be_under_either_and_never_in_clear() {
+        let first =
+            LineInfo { span: Span { start: 100, strict: 150, closing: 200, end: 300 }, ..line(0, 0, 0) };
+        let second = LineInfo { version: 2, ..line(1, 200, OPEN_END) };
+        let lines = [first, second];
+        let at = |position| {
+            let written = line_at(&lines, 16400, Some(position)).map_or(Regime::Plain, Regime::Line);
+            readable(&lines, 16400, written, position)
+        };
+        let (one, two) = (Regime::Line(first), Regime::Line(second));
+        assert_eq!(at(99), Reading::Only(Regime::Plain));
+        assert_eq!(at(149), Reading::AnyOf { regimes: vec![one], plain: true });
+        assert_eq!(at(199), Reading::Only(one));
+        assert_eq!(at(200), Reading::AnyOf { regimes: vec![two, one], plain: false });
+        assert_eq!(at(299), Reading::AnyOf { regimes: vec![two, one], plain: false });
+        assert_eq!(at(300), Reading::Only(two));
+        let early = |from| before_consistency(&lines, 16400, one, from);
+        assert_eq!(early(120), Reading::AnyOf { regimes: vec![one, two], plain: true });
+        assert_eq!(early(160), Reading::AnyOf { regimes: vec![one, two], plain: false });
+        assert_eq!(early(300), Reading::Only(two));
     }
 }

@@ -8,7 +8,7 @@ use pgrx::{PgLogLevel, PgSqlErrorCode};
 
 use crate::double_write::DoubleWriteError;
 use crate::ffi::compat::RelationId;
-use crate::job_table::Progress;
+use crate::job_table::{Kind, Progress};
 use crate::key_table::LineInfo;
 use crate::page_io::{Cause, Opened, PageAddress, PageError};
 use crate::verify::Checked;
@@ -269,8 +269,10 @@ fn log(message: &str, detail: &str) {
 }
 
 /// A job begins, for the first time or again.
-pub(crate) fn job_started(line: &LineInfo) {
-    log(&format!("pg_tde job {} begins to encrypt tablespace {}", line.line, line.tablespace), "");
+pub(crate) fn job_started(line: &LineInfo, kind: Kind) {
+    let LineInfo { line, version, tablespace, .. } = line;
+    let kind = kind.name();
+    log(&format!("pg_tde job {line} begins: {kind} tablespace {tablespace} under key version {version}"), "");
 }
 
 /// A job goes on.
@@ -287,8 +289,12 @@ pub(crate) fn job_progress(job: &Progress) {
 
 /// A job ends.
 pub(crate) fn job_ended(line: &LineInfo, encrypted: bool) {
-    let what = if encrypted { "is encrypted" } else { "was dropped meanwhile" };
-    log(&format!("pg_tde job {} has ended: tablespace {} {what}", line.line, line.tablespace), "");
+    let LineInfo { line, version, tablespace, .. } = line;
+    let what = match encrypted {
+        true => format!("is encrypted under key version {version}"),
+        false => "was dropped meanwhile".to_owned(),
+    };
+    log(&format!("pg_tde job {line} has ended: tablespace {tablespace} {what}"), "");
 }
 
 /// A pass over the tablespace left something in clear.

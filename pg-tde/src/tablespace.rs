@@ -31,7 +31,7 @@ use page_cipher::CipherId;
 
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
-use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL, TableError};
+use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL, Span, State, TableError};
 use crate::keys::{self, KeyError, LineFacts};
 use crate::manifest::Manifest;
 use crate::settings::UnknownCipher;
@@ -69,6 +69,14 @@ pub(crate) enum TablespaceError {
     /// Another job works on it.
     #[error("tablespace \"{0}\" is being encrypted already")]
     Encrypting(String),
+    /// Another job works on it.
+    #[error("tablespace \"{name}\" is {state}")]
+    Busy {
+        /// Its name.
+        name: String,
+        /// What the job does.
+        state: &'static str,
+    },
     /// The caller would wait for itself.
     #[error("this transaction has made files in tablespace \"{0}\" itself and cannot wait for the job")]
     OwnFiles(String),
@@ -115,7 +123,7 @@ pub(crate) fn hint(error: &TablespaceError) -> &'static str {
         TablespaceError::NotActive => {
             "Add pg_tde to shared_preload_libraries in postgresql.conf and restart the server."
         }
-        TablespaceError::Encrypting(_) => "See tde.jobs.",
+        TablespaceError::Encrypting(_) | TablespaceError::Busy { .. } => "See tde.jobs.",
         TablespaceError::OwnFiles(_) => "Commit first, or do not ask to wait.",
         TablespaceError::InRecovery => "Run this on the primary server; standbys follow.",
         _ => "",
@@ -176,9 +184,8 @@ fn put_to_use(
     let keyring = keys::open_keyring(table)?;
     let kind = ScopeKind::PgTablespace { oid, name: name.to_owned() };
     let (scope, dek) = keyring.add_scope(NewScope { kind, cipher, initial: None }, &hsm)?;
-    let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: scope.line.0 })?;
-    let index = facts.add_to(table)?;
-    table.set_dek(index, &dek);
+    let facts = newest(&scope)?;
+    table.set_dek(facts.add_to(table)?, &dek);
     let from = log_pending(table, &keyring)?;
     // Under both locks: whoever copies files past the storage manager holds the keyring's.
     let empty = server::holds_tablespace(oid) && relation_files(oid)?.is_empty();
@@ -198,6 +205,67 @@ fn put_to_use(
     Ok((!empty).then_some(scope.line.0))
 }
 
+/// Makes a new version of a tablespace's data key, writes under it from now on, and lets a job rewrite what is under the one before.
+/// Returns the job's number.
+///
+/// Same order as [`encrypt`]: the new version is durable, logged and flushed before a page is written under it. One that was made and never
+/// put to use is taken by the next call. Not undone by ROLLBACK.
+///
+/// # Errors
+/// See [`TablespaceError`].
+pub(crate) fn rotate_data_key(name: &str, wait: bool) -> Result<u64, TablespaceError> {
+    let table = key_table().ok_or(TablespaceError::NotActive)?;
+    if server::recovery_in_progress() {
+        return Err(TablespaceError::InRecovery);
+    }
+    keys::ensure_compared(table)?;
+    let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
+    let line = put_next_to_use(table, name, oid)?;
+    jobs::wake_launcher(table);
+    if wait {
+        jobs::wait(table, line);
+    }
+    Ok(line)
+}
+
+fn put_next_to_use(table: &KeyTable, name: &str, oid: u32) -> Result<u64, TablespaceError> {
+    let _keyring = server::lock_keyring();
+    let line = match table.state(oid) {
+        Some(State::Encrypted(line)) if !line.awaited => line,
+        Some(State::Encrypted(_)) | None => return Err(TablespaceError::NotEncrypted(name.to_owned())),
+        Some(state) => {
+            return Err(TablespaceError::Busy { name: name.to_owned(), state: state.name() });
+        }
+    };
+    let number = LineNumber(line.line);
+    if table.is_full() {
+        return Err(TableError::Full.into());
+    }
+    let hsm = keys::open_hsm()?;
+    let keyring = keys::open_keyring(table)?;
+    let mut scope = keyring.scope(number)?;
+    // Also if the next step fails half-way: what the keyring counts, a standby must get.
+    forget_logged(table, number);
+    let unused = newest(&scope)?.span == Span::UNUSED;
+    let dek = if unused {
+        keyring.dek_of(&scope, newest(&scope)?.version, &hsm)?
+    } else {
+        let (with_next, dek) = keyring.add_version(number, &hsm)?;
+        scope = with_next;
+        dek
+    };
+    table.set_dek(newest(&scope)?.add_to(table)?, &dek);
+    let from = log_pending(table, &keyring)?;
+    server::checkpoint();
+    publish(table, &keyring, number, || {
+        keyring.set_state(number, StateChange { from: WalPosition(from), state: TablespaceState::Rotating })
+    })?;
+    if let Err(error) = keyring.remember_generation(&hsm) {
+        report::generation_not_remembered(&error);
+    }
+    Ok(line.line)
+}
+
 /// Changes the keyring, puts what it says then into force and logs it. The caller has [`server::lock_keyring`].
 fn publish(
     table: &KeyTable,
@@ -211,9 +279,7 @@ fn publish(
     if let Err(error) = keys::synchronize(table) {
         report::out_of_step(&error);
     }
-    if let Some(known) = table.lines().find(|known| known.line == line.0) {
-        table.set_logged(known.index, false);
-    }
+    forget_logged(table, line);
     changed?;
     log_pending(table, keyring)?;
     Ok(())
@@ -229,8 +295,14 @@ pub(crate) fn change_state(
     line: LineNumber,
     change: impl FnOnce(u64) -> Result<Scope, KeyringError>,
 ) -> Result<(), TablespaceError> {
-    let from = log(keyring, line)?;
+    forget_logged(table, line);
+    let from = log_pending(table, keyring)?;
     publish(table, keyring, line, || change(from))
+}
+
+/// The line has to be logged again.
+fn forget_logged(table: &KeyTable, line: LineNumber) {
+    table.lines().filter(|known| known.line == line.0).for_each(|known| table.set_logged(known.index, false));
 }
 
 /// Makes sure that every line is in the WAL and flushed since the server started.
@@ -244,8 +316,8 @@ pub(crate) fn log_lines(table: &KeyTable) -> Result<(), TablespaceError> {
 }
 
 fn refuse_encrypted(table: &KeyTable, name: &str, oid: u32) -> Result<(), TablespaceError> {
-    match table.active(oid) {
-        Some(line) if line.span.converting() => Err(TablespaceError::Encrypting(name.to_owned())),
+    match table.state(oid) {
+        Some(State::Encrypting(_)) => Err(TablespaceError::Encrypting(name.to_owned())),
         Some(_) => Err(TablespaceError::Encrypted(name.to_owned())),
         None => Ok(()),
     }
@@ -323,18 +395,25 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>, TablespaceError> {
 /// Puts a line's record into the WAL, flushes it and returns its end.
 fn log(keyring: &Unlocked, line: LineNumber) -> Result<u64, KeyError> {
     let scope = keyring.scope(line)?;
-    let facts = LineFacts::of(&scope).ok_or(KeyError::Mismatch { line: line.0 })?;
-    let exported = keyring.export(facts.line)?;
-    Ok(server::log_record(wal::KEYRING_LINE, &wal::encode(&facts, &exported)))
+    let exported = keyring.export(line)?;
+    let record = wal::encode(&LineFacts::of(&scope), &exported).ok_or(KeyError::Mismatch { line: line.0 })?;
+    Ok(server::log_record(wal::KEYRING_LINE, &record))
+}
+
+/// The newest version of a tablespace's key.
+fn newest(scope: &Scope) -> Result<LineFacts, KeyError> {
+    LineFacts::of(scope).pop().ok_or(KeyError::Mismatch { line: scope.line.0 })
 }
 
 /// Logs every line that was not logged since the server started or the line changed, oldest first, and returns the end of
 /// the last record. The caller has [`server::lock_keyring`].
 fn log_pending(table: &KeyTable, keyring: &Unlocked) -> Result<u64, KeyError> {
     let mut end = 0;
-    for line in table.lines().filter(|line| !table.is_logged(line.index)) {
-        end = log(keyring, LineNumber(line.line))?;
-        table.set_logged(line.index, true);
+    let pending: BTreeSet<u64> =
+        table.lines().filter(|line| !table.is_logged(line.index)).map(|line| line.line).collect();
+    for number in pending {
+        end = log(keyring, LineNumber(number))?;
+        table.lines().filter(|line| line.line == number).for_each(|line| table.set_logged(line.index, true));
     }
     Ok(end)
 }
@@ -371,8 +450,10 @@ pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<()
 /// When the keyring cannot be changed; the tablespace is gone all the same.
 pub(crate) fn retire_dropped() -> Result<(), TablespaceError> {
     let table = key_table().ok_or(TablespaceError::NotActive)?;
-    let active = table.lines().filter(|line| line.span.in_force() && !line.awaited);
-    for line in active.filter(|line| !server::tablespace_exists(line.tablespace)) {
+    for line in table.lines().filter(|line| line.span.in_force() && !line.awaited) {
+        if server::tablespace_exists(line.tablespace) {
+            continue;
+        }
         let path = directory(line.tablespace);
         match std::fs::symlink_metadata(&path) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => retire(table, line)?,
@@ -389,7 +470,7 @@ fn retire(table: &KeyTable, line: LineInfo) -> Result<(), TablespaceError> {
     let changed = keyring.retire(LineNumber(line.line), from);
     keys::synchronize(table)?;
     changed?;
-    table.set_logged(line.index, false);
+    forget_logged(table, LineNumber(line.line));
     log_pending(table, &keyring)?;
     Ok(())
 }
@@ -420,7 +501,7 @@ pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
     })?;
     // Every record, also those that the table no longer needs: a standby keeps them for old backups too.
     for scope in keyring.survey()?.scopes {
-        if LineFacts::of(&scope).is_some() {
+        if !LineFacts::of(&scope).is_empty() {
             log(&keyring, scope.line)?;
         }
     }

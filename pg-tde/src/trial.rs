@@ -3,6 +3,8 @@
 //! Every possibility is tried, since a wrong key makes random bytes look valid once in 2^43 pages. If more than one
 //! fits, the line pointers decide: in random bytes they are not in order.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use page_cipher::pg::{self, Fork, OpenError, Page};
 
 use crate::ffi::server;
@@ -37,9 +39,19 @@ pub(crate) fn open(
     }
     match decide(found)? {
         Some(opened) => *page = opened,
-        // Only its checksum speaks against it. The server reports that by itself, unless redo must not see the page at all.
-        None if in_clear && !(at.fork == Fork::Main && placeholder::wanted()) => (),
-        None => return Ok(page_io::refuse(table, at, &failure, page, in_clear)),
+        // It may be under a key that the WAL has yet to bring, together with the page itself.
+        None if plain
+            && at.fork == Fork::Main
+            && placeholder::wanted()
+            && placeholder::remember(table, at) =>
+        {
+            table.counters(server::pid()).placeholders.fetch_add(1, Relaxed);
+            placeholder::fill(page, at.block);
+            return Ok(Opened::Placeholder);
+        }
+        // Only its checksum speaks against it, and the server reports that by itself.
+        None if in_clear || regimes.is_empty() => (),
+        None => return Ok(page_io::refuse(table, at, &failure, page)),
     }
     Ok(Opened::Page)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use page_cipher::pg::{self, Fork, OpenError, PAGE_SIZE, Page, RelationCipher};
 
 use crate::ffi::server;
-use crate::key_table::{KeyTable, LineInfo};
+use crate::key_table::{KeyTable, LineInfo, NOW, State};
 use crate::keys::{self, KeyError};
 use crate::tablespace::{self, TablespaceError};
 
@@ -80,9 +80,14 @@ pub(crate) fn blocks(path: &Path) -> u64 {
 pub(crate) fn tablespace(name: &str) -> Result<Vec<Checked>, TablespaceError> {
     let table = tablespace::key_table().ok_or(TablespaceError::NotActive)?;
     let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
-    let line = table.active(oid).ok_or_else(|| TablespaceError::NotEncrypted(name.to_owned()))?;
-    // Until all pages are encrypted, one in clear is no damage.
-    check(table, &line, Rules { strict: !line.span.converting(), first_only: false })
+    // Until a job has rewritten all pages, those that it has not reached are no damage.
+    let line = match table.state(oid) {
+        None => return Err(TablespaceError::NotEncrypted(name.to_owned())),
+        Some(State::Encrypting(line) | State::Encrypted(line) | State::Rotating(line)) => line,
+    };
+    let strict = line.span.refuses_plain(NOW);
+    let lines: Vec<_> = table.lines().filter(|other| other.tablespace == oid && other.span.alive()).collect();
+    check(table, &lines, Rules { strict, first_only: false })
 }
 
 /// The first file with a page that does not open under a line, if there is one.
@@ -93,7 +98,7 @@ pub(crate) fn first_not_encrypted(
     table: &KeyTable,
     line: &LineInfo,
 ) -> Result<Option<Checked>, TablespaceError> {
-    let checked = check(table, line, Rules { strict: true, first_only: true })?;
+    let checked = check(table, &[*line], Rules { strict: true, first_only: true })?;
     Ok(checked.into_iter().find(|file| file.damaged > 0))
 }
 
@@ -106,20 +111,30 @@ struct Rules {
     first_only: bool,
 }
 
-fn check(table: &KeyTable, line: &LineInfo, rules: Rules) -> Result<Vec<Checked>, TablespaceError> {
-    if table.dek(line.index)?.is_none() {
-        keys::unwrap_line(table, *line)?;
+/// All of `lines` are of one tablespace, and any of them will do for a page.
+fn check(table: &KeyTable, lines: &[LineInfo], rules: Rules) -> Result<Vec<Checked>, TablespaceError> {
+    let Some(tablespace) = lines.first().map(|line| line.tablespace) else { return Ok(Vec::new()) };
+    let mut keys = Vec::new();
+    for line in lines {
+        if table.dek(line.index)?.is_none() {
+            keys::unwrap_line(table, *line)?;
+        }
+        let dek = table.dek(line.index)?.ok_or(KeyError::Mismatch { line: line.line })?;
+        keys.push((line, dek));
     }
-    let dek = table.dek(line.index)?.ok_or(KeyError::Mismatch { line: line.line })?;
-    let segments: BTreeMap<Segment, PathBuf> = tablespace::relation_files(line.tablespace)?
+    let segments: BTreeMap<Segment, PathBuf> = tablespace::relation_files(tablespace)?
         .into_iter()
         .filter_map(|path| Some((parse(&path)?, path)))
         .collect();
     let mut found: Vec<Checked> = Vec::new();
     for (segment, path) in segments {
         let Segment { database, number, fork, .. } = segment;
-        let cipher = RelationCipher::new(line.cipher, &dek, database, number)
-            .map_err(|_| KeyError::Mismatch { line: line.line })?;
+        let mut ciphers = Vec::new();
+        for (line, dek) in &keys {
+            let cipher = RelationCipher::new(line.cipher, dek, database, number)
+                .map_err(|_| KeyError::Mismatch { line: line.line })?;
+            ciphers.push(cipher);
+        }
         let same = found
             .last()
             .is_some_and(|last| (last.database, last.number, last.fork) == (database, number, fork));
@@ -127,7 +142,7 @@ fn check(table: &KeyTable, line: &LineInfo, rules: Rules) -> Result<Vec<Checked>
             found.push(Checked { database, number, fork, ..Checked::default() });
         }
         if let Some(checked) = found.last_mut() {
-            check_file(&path, segment, &cipher, rules, checked)?;
+            check_file(&path, segment, &ciphers, rules, checked)?;
             if rules.first_only && checked.damaged > 0 {
                 break;
             }
@@ -139,7 +154,7 @@ fn check(table: &KeyTable, line: &LineInfo, rules: Rules) -> Result<Vec<Checked>
 fn check_file(
     path: &Path,
     segment: Segment,
-    cipher: &RelationCipher,
+    ciphers: &[RelationCipher],
     rules: Rules,
     checked: &mut Checked,
 ) -> Result<(), TablespaceError> {
@@ -162,9 +177,15 @@ fn check_file(
             server::check_for_interrupts();
         }
         let block = segment.segment * SEGMENT_BLOCKS + u32::try_from(index).unwrap_or(u32::MAX);
-        let open = |page: &mut Page| match cipher.open(fork, block, page) {
-            Err(_) if !rules.strict && pg::header_is_valid(page, fork) => Ok(()),
-            result => result,
+        let open = |page: &mut Page| {
+            let mut result = Err(OpenError::NotAuthentic);
+            for cipher in ciphers {
+                result = cipher.open(fork, block, page);
+                if result.is_ok() {
+                    return result;
+                }
+            }
+            if !rules.strict && pg::header_is_valid(page, fork) { Ok(()) } else { result }
         };
         match check_page(&file, index, open).map_err(failed)? {
             // Truncated meanwhile.

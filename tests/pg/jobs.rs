@@ -415,3 +415,116 @@ fn a_job_that_fails_is_begun_again() {
     assert_eq!(sums(&mut cluster.connect("postgres")), before);
     assert_encrypted(&cluster);
 }
+
+/// The first key is gone from every page afterwards: with only the second, all of them open.
+#[test]
+fn a_data_key_is_rotated_while_it_is_used() {
+    let mut primary = Cluster::builder().fsync().conf("wal_keep_size", "1GB").start();
+    primary.plain_tablespace("ts");
+    primary.run("SELECT tde.encrypt_tablespace('ts')");
+    fill(&mut primary.connect("postgres"), 6000);
+    primary.run("CREATE TABLE ledger (n int, filler text) TABLESPACE ts");
+    let mut standby = Cluster::standby_of(&primary);
+    primary.configure("pg_tde.job_cost_limit", "32");
+    primary.configure("pg_tde.job_cost_delay", "20ms");
+    primary.run("SELECT pg_reload_conf()");
+    primary.try_run("SELECT tde.rotate_data_key('pg_default')").expect_err("it is not encrypted");
+    for version in 2..=3 {
+        let ciphertext = files::pages(&primary.file_of("toasted"));
+        primary.run("TRUNCATE ledger");
+        primary.run("SELECT tde.rotate_data_key('ts')");
+        assert_eq!(state(&primary), "rotating");
+        assert_eq!(primary.text("SELECT kind FROM tde.jobs"), "rotate");
+        primary.try_run("SELECT tde.rotate_data_key('ts')").expect_err("it is rotating");
+        let mut expected = 0;
+        for crash in 0..2 {
+            let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let (session, stopped) = (primary.connect("postgres"), stop.clone());
+            primary.run("TRUNCATE ledger");
+            let client = thread::spawn(move || work(session, stopped));
+            thread::sleep(Duration::from_millis(150 + 250 * crash));
+            primary.crash();
+            expected = client.join().unwrap();
+            primary.start();
+            let found = primary.int("SELECT count(*) FROM ledger");
+            assert!(found == expected || found == expected + 1, "{found} of {expected}");
+        }
+        standby.crash_and_recover();
+        wait_until(&primary, "encrypted");
+        let found = primary.int("SELECT count(*) FROM ledger WHERE filler LIKE 'canary-ledger-%'");
+        assert!(found == expected || found == expected + 1, "{found} of {expected}");
+        assert_eq!(
+            primary.text("SELECT key_version FROM tde.tablespaces WHERE name = 'ts'"),
+            version.to_string()
+        );
+        assert_encrypted(&primary);
+        let now = files::pages(&primary.file_of("toasted"));
+        assert!(
+            ciphertext
+                .iter()
+                .zip(&now)
+                .all(|(old, new)| old[10..] != new[10..] || old.iter().all(|b| *b == 0))
+        );
+        let active =
+            "SELECT string_agg(key_state, ',' ORDER BY key_version) FROM tde.keys WHERE scope LIKE '%ts%'";
+        assert_eq!(primary.text(active), format!("{}active", "decrypt-only,".repeat(version - 1)));
+    }
+    let before = sums(&mut primary.connect("postgres"));
+    primary.crash_and_recover();
+    assert_eq!(sums(&mut primary.connect("postgres")), before);
+    let target = primary.text("SELECT pg_current_wal_flush_lsn()");
+    while standby.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) != "t" {
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(standby.rows(SUMS).remove(0), before, "on the standby");
+    // Promoted in the middle of a third rotation.
+    primary.run("SELECT tde.rotate_data_key('ts')");
+    thread::sleep(Duration::from_millis(700));
+    let target = primary.text("SELECT pg_current_wal_flush_lsn()");
+    while standby.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) != "t" {
+        thread::sleep(Duration::from_millis(20));
+    }
+    primary.crash();
+    assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+    wait_until(&standby, "encrypted");
+    assert_eq!(sums(&mut standby.connect("postgres")), before, "promoted");
+    assert_encrypted(&standby);
+    standby.restart();
+    assert_eq!(sums(&mut standby.connect("postgres")), before);
+    assert_eq!(standby.text("SELECT key_version FROM tde.tablespaces WHERE name = 'ts'"), "4");
+}
+
+/// A base backup begins before a job and ends after it, or lies within it; encrypting and rotating.
+#[test]
+fn a_base_backup_that_overlaps_a_job_restores() {
+    let slow = [("pg_tde.job_cost_limit", "16"), ("pg_tde.job_cost_delay", "60ms")];
+    for within in [false, true] {
+        let primary = Cluster::builder().conf("wal_keep_size", "1GB").start();
+        primary.plain_tablespace("ts");
+        fill(&mut primary.connect("postgres"), 6000);
+        for statement in ["SELECT tde.encrypt_tablespace('ts')", "SELECT tde.rotate_data_key('ts')"] {
+            let before = sums(&mut primary.connect("postgres"));
+            if within {
+                slow.iter().for_each(|(name, value)| primary.configure(name, value));
+                primary.run("SELECT pg_reload_conf()");
+                thread::sleep(Duration::from_millis(200));
+                primary.run(statement);
+            }
+            let options = ["--checkpoint=fast", "--wal-method=stream", "--max-rate=16M"];
+            let mut restored = Cluster::backup_of(&primary, &options, || {
+                if !within {
+                    primary.run(statement);
+                    wait_until(&primary, "encrypted");
+                }
+            });
+            restored.start();
+            assert_eq!(restored.rows(SUMS).remove(0), before, "{statement}, within: {within}");
+            wait_until(&restored, "encrypted");
+            assert_eq!(sums(&mut restored.connect("postgres")), before, "{statement}, within: {within}");
+            assert_encrypted(&restored);
+            restored.crash_and_recover();
+            assert_eq!(sums(&mut restored.connect("postgres")), before, "{statement}, within: {within}");
+            wait_until(&primary, "encrypted");
+        }
+    }
+}

@@ -7,7 +7,7 @@ use pgrx::pg_sys::{self, RmgrData, StringInfo, XLogReaderState};
 use pgrx::prelude::*;
 
 use super::server;
-use crate::keys::{self, KeyError};
+use crate::keys::{self, KeyError, LineFacts};
 use crate::manifest::Manifest;
 use crate::{placeholder, report, settings, tablespace, wal};
 
@@ -80,11 +80,14 @@ fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     if imported.adopted {
         table.forget_seal_key();
     }
-    Manifest::name(imported.keyring, facts.named())?;
-    // What ended before this record was written is for old backups only.
-    let known = table.lines().any(|line| line.line == facts.line.0);
-    if known || facts.span.end > server::replay_position() {
-        facts.add_to(table)?;
+    // The newest first: at no time may a tablespace be without a key to write under.
+    for facts in facts.iter().rev() {
+        Manifest::name(imported.keyring, facts.named())?;
+        // What ended before this record was written is for old backups only.
+        let known = table.lines().any(|line| line.line == facts.line.0);
+        if known || facts.span.end > server::replay_position() {
+            facts.add_to(table)?;
+        }
     }
     Ok(())
 }
@@ -111,10 +114,13 @@ unsafe extern "C-unwind" fn describe(buffer: StringInfo, reader: *mut XLogReader
     // SAFETY: the server passes a decoded record of ours.
     let (_, payload) = unsafe { record(reader) };
     let text = match wal::decode(payload) {
-        Ok((facts, _)) => format!(
-            "line {} version {} tablespace {} cipher {}",
-            facts.line, facts.version, facts.tablespace, facts.cipher
-        ),
+        Ok((facts, _)) => {
+            // The newest; there is always one.
+            facts.last().map_or(String::new(), |newest| {
+                let LineFacts { line, version, tablespace, cipher, .. } = newest;
+                format!("line {line} version {version} tablespace {tablespace} cipher {cipher}")
+            })
+        }
         Err(error) => error.to_string(),
     };
     // SAFETY: appends `text.len()` bytes to the server's buffer.

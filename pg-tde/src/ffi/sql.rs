@@ -2,13 +2,14 @@
 
 #![allow(clippy::type_complexity)] // a row type is as long as its columns
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
-use crate::key_table::{Counters, KeyTable, OPEN_END};
+use crate::key_table::{Counters, KeyTable, OPEN_END, State};
 use crate::tablespace::{self, TablespaceError};
 use crate::verify::{self, Checked};
 use crate::{keys, report, settings};
@@ -47,10 +48,19 @@ fn encrypt_tablespace(name: &str, cipher: Option<&str>, wait: bool) -> Option<i6
     }
 }
 
+/// `tde.rotate_data_key(name text, wait boolean)`: the job.
+#[pg_extern(sql = false)]
+fn rotate_data_key(name: &str, wait: bool) -> i64 {
+    match tablespace::rotate_data_key(name, wait) {
+        Ok(job) => job.cast_signed(),
+        Err(error) => fail(&error),
+    }
+}
+
 /// `tde.tablespace_is_encrypted(tablespace oid)`
 #[pg_extern(sql = false)]
 fn tablespace_is_encrypted(tablespace: pg_sys::Oid) -> bool {
-    table().active(tablespace.to_u32()).is_some_and(|line| !line.span.converting())
+    matches!(table().state(tablespace.to_u32()), Some(State::Encrypted(_) | State::Rotating(_)))
 }
 
 /// `tde.rotate_master_key()`: the new version.
@@ -83,19 +93,29 @@ fn tablespace_lines() -> TableIterator<
     ),
 > {
     let table = table();
-    let rows: Vec<_> = table
-        .lines()
-        .filter(|line| line.span.end != 0) // made, never put to use
+    // One row a line: the newest version that was put to use.
+    let mut newest = BTreeMap::new();
+    for line in table.lines().filter(|line| line.span.end != 0) {
+        let known = newest.entry(line.line).or_insert(line);
+        if known.version < line.version {
+            *known = line;
+        }
+    }
+    let rows: Vec<_> = newest
+        .into_values()
         .map(|line| {
+            let of_it = table.lines().filter(|other| other.line == line.line && other.span.end != 0);
+            let first = of_it.min_by_key(|other| other.version).unwrap_or(line);
+            let state = if line.span.in_force() { table.state(line.tablespace) } else { None };
             (
                 line.line.cast_signed(),
                 pg_sys::Oid::from(line.tablespace),
                 line.cipher.to_string(),
                 line.version.cast_signed(),
-                position(line.span.start),
+                position(first.span.start),
                 position(line.span.end),
                 matches!(table.dek(line.index), Ok(Some(_))),
-                if line.span.converting() { "encrypting" } else { "encrypted" },
+                state.map_or("dropped", State::name),
             )
         })
         .collect();
@@ -109,6 +129,7 @@ fn job_table() -> TableIterator<
     (
         name!(job, i64),
         name!(tablespace, pg_sys::Oid),
+        name!(kind, &'static str),
         name!(phase, &'static str),
         name!(database, Option<pg_sys::Oid>),
         name!(relation, Option<pg_sys::Oid>),
@@ -126,6 +147,7 @@ fn job_table() -> TableIterator<
             (
                 job.line.cast_signed(),
                 pg_sys::Oid::from(job.tablespace),
+                job.kind.name(),
                 job.phase.name(),
                 oid(job.database),
                 oid(job.relation),

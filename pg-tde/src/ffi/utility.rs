@@ -146,7 +146,7 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<()> {
                 if copies_files {
                     server::lock_keyring_to_end(true);
                 }
-                if copies_files && table.lines().any(|line| line.span.in_force()) {
+                if copies_files && table.lines().any(|line| line.span.alive()) {
                     refuse(
                         "CREATE DATABASE with strategy FILE_COPY is not possible while a tablespace is encrypted",
                         "It copies files, and a page decrypts only in its own relation. Use the default strategy, WAL_LOG.",
