@@ -7,6 +7,13 @@ AS 'MODULE_PATHNAME', 'encrypt_tablespace_wrapper';
 COMMENT ON FUNCTION tde.encrypt_tablespace(text, text, boolean) IS
 'encrypt everything that is stored in a tablespace from now on; returns the job that rewrites what it holds, NULL if it is empty';
 
+CREATE FUNCTION tde.decrypt_tablespace(name text, wait boolean DEFAULT false)
+RETURNS bigint
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'decrypt_tablespace_wrapper';
+COMMENT ON FUNCTION tde.decrypt_tablespace(text, boolean) IS
+'store a tablespace in clear from now on; returns the job that rewrites what is there';
+
 CREATE FUNCTION tde.rotate_data_key(name text, wait boolean DEFAULT false)
 RETURNS bigint
 LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE

@@ -9,18 +9,25 @@
 //! sync: the record is cut off by its checksum, the page in place is whole and old. Crash after: if the page in place
 //! does not open, the record replaces it before redo begins. A record whose page opens is left alone: it may be older.
 //!
+//! The same holds for pages that are written in clear while a tablespace is decrypted: torn over an encrypted page they are
+//! lost whole, too. They are written with a checksum, by which a whole one is known.
+//!
 //! There are two files, used in turn. A record may be forgotten when a checkpoint that *began* after its page was written
 //! has completed, because that checkpoint synced the page. A file is begun anew at most once per completed
-//! checkpoint, so its previous contents are two completed checkpoints old, of which the second began later.
+//! checkpoint, so its previous contents are two completed checkpoints old, of which the second began later. What is still there of
+//! older ones is told by the WAL position of the record, which is before the one where redo begins: the page in place may be
+//! newer and in a form that was not known then.
 //!
 //! ```text
-//! record (8224 bytes, little-endian):
-//!  0  4  magic "TDW1"
-//!  4  4  CRC-32 of bytes 8..8224
+//! record (8240 bytes, little-endian):
+//!  0  4  magic "TDW2"
+//!  4  4  CRC-32 of bytes 8..8240
 //!  8  4  tablespace OID     12  4  database OID
-//! 16  4  relation number    20  4  block in the main fork
+//! 16  4  relation number    20  4  block
 //! 24  8  sequence number, counted since the server started: the highest of a page is its newest
-//! 32  8192  the sealed page
+//! 32  8  where the WAL ended when the record was made
+//! 40  4  fork: 0 main, 2 visibility map        44  4  zero
+//! 48  8192  the page as it will be in the relation's file
 //! ```
 
 use std::collections::HashMap;
@@ -34,12 +41,14 @@ use page_cipher::pg::{self, Fork, PAGE_SIZE, Page, RelationCipher};
 
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
-use crate::key_table::KeyTable;
+use crate::key_table::{KeyTable, State};
 use crate::page_io::PageAddress;
 use crate::report;
 
-const MAGIC: [u8; 4] = *b"TDW1";
-const HEADER: usize = 32;
+const MAGIC: [u8; 4] = *b"TDW2";
+/// Of another version of pg_tde.
+const OTHER_MAGIC: [u8; 4] = *b"TDW1";
+const HEADER: usize = 48;
 const RECORD: usize = HEADER + PAGE_SIZE;
 /// Smaller values of `pd_lsn` are no WAL positions: 0, `GistBuildLSN`, fake LSNs of unlogged relations. The first WAL
 /// segment is never used, and a segment has at least 1 MiB.
@@ -63,14 +72,23 @@ fn file_path(index: u64) -> PathBuf {
 }
 
 /// Whether a page of this address and LSN must be saved before it is written in place.
-pub(crate) fn needed(at: PageAddress, lsn: u64) -> bool {
-    at.fork == Fork::Main
-        && !at.relation.temporary
+pub(crate) fn needed(table: &KeyTable, at: PageAddress, lsn: u64) -> bool {
+    let fork = match at.fork {
+        Fork::Main => true,
+        // A torn one is known by its checksum and rebuilt. While plain pages without checksums are encrypted it would be taken for
+        // whole, and say that rows are visible which are not.
+        Fork::Vm => {
+            let state = table.state(at.relation.tablespace);
+            !server::data_checksums() && matches!(state, Some(State::Encrypting(_)))
+        }
+        Fork::Fsm | Fork::Init => false,
+    };
+    fork && !at.relation.temporary
         && (FIRST_WAL_POSITION..=server::completed_redo()).contains(&lsn)
         && !server::recovery_in_progress()
 }
 
-/// Appends a sealed page and makes it durable.
+/// Appends a page as it will be written and makes it durable.
 ///
 /// # Errors
 /// When the file cannot be written. The page must not be written in place then.
@@ -94,7 +112,9 @@ pub(crate) fn put(table: &KeyTable, at: PageAddress, sealed: &Page) -> Result<()
     // Whole records only: what a failed write left behind would end the reading of the file.
     let length = file.metadata().map_err(at_path("look at", &path))?.len() / RECORD as u64 * RECORD as u64;
     let sequence = state.sequence.fetch_add(1, Relaxed) + 1;
-    file.write_all_at(&encode(at, sequence, sealed), length).map_err(at_path("write", &path))?;
+    let position = server::wal_insert_position();
+    file.write_all_at(&encode(at, Stamp { sequence, position }, sealed), length)
+        .map_err(at_path("write", &path))?;
     file.sync_data().map_err(at_path("sync", &path))?;
     if length == 0 {
         let directory = server::data_directory();
@@ -103,7 +123,17 @@ pub(crate) fn put(table: &KeyTable, at: PageAddress, sealed: &Page) -> Result<()
     Ok(())
 }
 
-fn encode(at: PageAddress, sequence: u64, sealed: &Page) -> [u8; RECORD] {
+/// When a record was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    sequence: u64,
+    position: u64,
+}
+
+/// Visibility map; the others are the main fork.
+const VM: u32 = 2;
+
+fn encode(at: PageAddress, stamp: Stamp, sealed: &Page) -> [u8; RECORD] {
     let mut record = [0; RECORD];
     let relation = at.relation;
     for (bytes, value) in record[8..24].chunks_exact_mut(4).zip([
@@ -114,7 +144,10 @@ fn encode(at: PageAddress, sequence: u64, sealed: &Page) -> [u8; RECORD] {
     ]) {
         bytes.copy_from_slice(&value.to_le_bytes());
     }
-    record[24..HEADER].copy_from_slice(&sequence.to_le_bytes());
+    record[24..32].copy_from_slice(&stamp.sequence.to_le_bytes());
+    record[32..40].copy_from_slice(&stamp.position.to_le_bytes());
+    let fork = if at.fork == Fork::Vm { VM } else { 0 };
+    record[40..44].copy_from_slice(&fork.to_le_bytes());
     record[HEADER..].copy_from_slice(sealed);
     let crc = crc32fast::hash(&record[8..]);
     record[..4].copy_from_slice(&MAGIC);
@@ -125,13 +158,14 @@ fn encode(at: PageAddress, sequence: u64, sealed: &Page) -> [u8; RECORD] {
 /// A record as read.
 struct Record {
     at: PageAddress,
-    sequence: u64,
+    stamp: Stamp,
     page: Box<Page>,
 }
 
 /// `None` for a record that was cut off or is not one.
 fn decode(record: &[u8; RECORD]) -> Option<Record> {
     let word = |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+    let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
     if record[..4] != MAGIC || word(4) != crc32fast::hash(&record[8..]) {
         return None;
     }
@@ -139,8 +173,12 @@ fn decode(record: &[u8; RECORD]) -> Option<Record> {
     let mut page = Box::new([0; PAGE_SIZE]);
     page.copy_from_slice(&record[HEADER..]);
     Some(Record {
-        at: PageAddress { relation, fork: Fork::Main, block: word(20) },
-        sequence: u64::from(word(24)) | u64::from(word(28)) << 32,
+        at: PageAddress {
+            relation,
+            fork: if word(40) == VM { Fork::Vm } else { Fork::Main },
+            block: word(20),
+        },
+        stamp: Stamp { sequence: long(24), position: long(32) },
         page,
     })
 }
@@ -150,9 +188,9 @@ fn decode(record: &[u8; RECORD]) -> Option<Record> {
 /// # Errors
 /// When a file cannot be read, written or synced: recovery must not begin then.
 pub(crate) fn replay(table: &KeyTable) -> Result<u64, DoubleWriteError> {
-    let mut newest: HashMap<(RelationId, u32), Record> = HashMap::new();
+    let mut newest = Newest::new();
     for index in 0..2 {
-        read_records(&file_path(index), &mut newest)?;
+        read_records(&file_path(index), table.recovery_from(), &mut newest)?;
     }
     let mut repaired = 0;
     for record in newest.values() {
@@ -170,11 +208,12 @@ pub(crate) fn replay(table: &KeyTable) -> Result<u64, DoubleWriteError> {
     Ok(repaired)
 }
 
-/// Collects the newest record of every page. What follows a record that is not whole was never relied on.
-fn read_records(
-    path: &Path,
-    newest: &mut HashMap<(RelationId, u32), Record>,
-) -> Result<(), DoubleWriteError> {
+/// The newest record of each page.
+type Newest = HashMap<(RelationId, bool, u32), Record>;
+
+/// Collects the newest record of every page that was made since a WAL position. What follows a record that is not whole was never
+/// relied on.
+fn read_records(path: &Path, since: u64, newest: &mut Newest) -> Result<(), DoubleWriteError> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -187,9 +226,17 @@ fn read_records(
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(at_path("read", path)(error)),
         }
-        let Some(record) = decode(&bytes) else { return Ok(()) };
-        let key = (record.at.relation, record.at.block);
-        if newest.get(&key).is_none_or(|known| known.sequence < record.sequence) {
+        let Some(record) = decode(&bytes) else {
+            if bytes.starts_with(&OTHER_MAGIC) {
+                let text = "it was written by an older version of pg_tde, which has to recover this server";
+                return Err(at_path("use", path)(io::Error::other(text)));
+            }
+            return Ok(());
+        };
+        let key = (record.at.relation, record.at.fork == Fork::Vm, record.at.block);
+        let older = record.stamp.position < since
+            || newest.get(&key).is_some_and(|known| known.stamp.sequence > record.stamp.sequence);
+        if !older {
             newest.insert(key, record);
         }
     }
@@ -197,7 +244,7 @@ fn read_records(
 
 /// Writes a saved page over the one in place if that one does not open.
 fn put_back(table: &KeyTable, at: PageAddress, saved: &Page) -> Result<bool, DoubleWriteError> {
-    let (path, block) = server::segment_path(at.relation, at.block);
+    let (path, block) = server::segment_path(at.relation, at.fork, at.block);
     let file = match OpenOptions::new().read(true).write(true).open(&path) {
         Ok(file) => file,
         // Dropped since.
@@ -221,12 +268,22 @@ fn put_back(table: &KeyTable, at: PageAddress, saved: &Page) -> Result<bool, Dou
     Ok(true)
 }
 
-/// Whether a page opens under no line its tablespace ever had. Without a line nothing can be said.
+/// Whether a page opens under no line its tablespace had since redo began, and is not a whole one in clear. Without a line nothing can
+/// be said.
 fn is_torn(table: &KeyTable, at: PageAddress, page: &mut Page) -> bool {
     if pg::is_zero(page) {
         return false;
     }
     let mut tried = false;
+    // Decrypted again, or dropped: the file is newer than any record.
+    let Some(state) = table.state(at.relation.tablespace) else { return false };
+    let mixed = matches!(state, State::Encrypting(_) | State::Decrypting(_));
+    if mixed
+        && pg::header_is_valid(page, at.fork)
+        && page[8..10] == pg::checksum(page, at.block).to_ne_bytes()
+    {
+        return false;
+    }
     for line in table.lines().filter(|line| line.tablespace == at.relation.tablespace) {
         let Ok(Some(dek)) = table.dek(line.index) else { return false };
         let Ok(cipher) = RelationCipher::new(line.cipher, &dek, at.relation.database, at.relation.number)
@@ -250,21 +307,29 @@ mod tests {
         PageAddress { relation, fork: Fork::Main, block: 7 }
     }
 
+    fn stamp(sequence: u64) -> Stamp {
+        Stamp { sequence, position: 0x0102_0304 }
+    }
+
     #[test]
     fn a_record_comes_back_as_it_was_written() {
         let page: Page = std::array::from_fn(|i| i as u8);
-        let bytes = encode(address(), 9, &page);
-        let record = decode(&bytes).expect("whole");
-        assert_eq!((record.at.relation, record.at.block), (address().relation, 7));
-        assert_eq!((record.sequence, *record.page), (9, page));
-        assert_eq!(&bytes[..4], b"TDW1");
-        let header = [0x10, 0x40, 0, 0, 5, 0, 0, 0, 0x11, 0x40, 0, 0, 7, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(bytes[8..32], header);
+        for (fork, byte) in [(Fork::Main, 0), (Fork::Vm, 2)] {
+            let bytes = encode(PageAddress { fork, ..address() }, stamp(9), &page);
+            let record = decode(&bytes).expect("whole");
+            assert_eq!((record.at.relation, record.at.fork, record.at.block), (address().relation, fork, 7));
+            assert_eq!((record.stamp, *record.page), (stamp(9), page));
+            assert_eq!(&bytes[..4], b"TDW2");
+            let header = [0x10, 0x40, 0, 0, 5, 0, 0, 0, 0x11, 0x40, 0, 0, 7, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0];
+            assert_eq!(bytes[8..32], header);
+            assert_eq!(bytes[32..48], [4, 3, 2, 1, 0, 0, 0, 0, byte, 0, 0, 0, 0, 0, 0, 0]);
+            assert_eq!(bytes.len(), 8240);
+        }
     }
 
     #[test]
     fn a_record_with_any_byte_changed_is_none() {
-        let record = encode(address(), 1, &[3; PAGE_SIZE]);
+        let record = encode(address(), stamp(1), &[3; PAGE_SIZE]);
         for position in 0..RECORD {
             let mut changed = record;
             changed[position] ^= 1;
@@ -272,19 +337,38 @@ mod tests {
         }
     }
 
+    fn read_back(name: &str, bytes: &[u8], since: u64) -> Result<Newest, DoubleWriteError> {
+        let path = std::env::temp_dir().join(format!("double-write-{name}-{}", std::process::id()));
+        std::fs::write(&path, bytes).expect("written");
+        let mut newest = Newest::new();
+        let read = read_records(&path, since, &mut newest);
+        std::fs::remove_file(&path).expect("removed");
+        read.map(|()| newest)
+    }
+
     #[test]
     fn the_newest_record_of_a_page_counts_wherever_it_stands() {
-        let path = std::env::temp_dir().join(format!("double-write-test-{}", std::process::id()));
         let mut bytes = Vec::new();
         for (sequence, byte) in [(5, 5), (7, 7), (6, 6)] {
-            bytes.extend(encode(address(), sequence, &[byte; PAGE_SIZE]));
+            bytes.extend(encode(address(), stamp(sequence), &[byte; PAGE_SIZE]));
         }
-        bytes.extend(&encode(address(), 8, &[8; PAGE_SIZE])[..RECORD - 1]); // cut off by a crash
-        std::fs::write(&path, bytes).expect("written");
-        let mut newest = HashMap::new();
-        read_records(&path, &mut newest).expect("read");
-        std::fs::remove_file(&path).expect("removed");
-        let record = newest.get(&(address().relation, 7)).expect("there");
-        assert_eq!((record.sequence, record.page[0]), (7, 7));
+        bytes.extend(&encode(address(), stamp(8), &[8; PAGE_SIZE])[..RECORD - 1]); // cut off by a crash
+        let newest = read_back("newest", &bytes, 0).expect("read");
+        let record = newest.get(&(address().relation, false, 7)).expect("there");
+        assert_eq!((record.stamp.sequence, record.page[0]), (7, 7));
+    }
+
+    #[test]
+    fn a_record_from_before_the_redo_is_left_out() {
+        let bytes = encode(address(), stamp(1), &[1; PAGE_SIZE]);
+        assert_eq!(read_back("old", &bytes, stamp(1).position).expect("read").len(), 1);
+        assert_eq!(read_back("old", &bytes, stamp(1).position + 1).expect("read").len(), 0);
+    }
+
+    #[test]
+    fn a_file_of_another_version_is_an_error() {
+        let mut bytes = encode(address(), stamp(1), &[1; PAGE_SIZE]);
+        bytes[..4].copy_from_slice(&OTHER_MAGIC);
+        assert!(read_back("other", &bytes, 0).is_err());
     }
 }

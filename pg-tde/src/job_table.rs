@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::key_table::LineInfo;
+use crate::key_table::{LineInfo, State};
 
 /// Jobs that can be under way, or remembered, at a time.
 const MAX_JOBS: usize = 32;
@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     Encrypt = 1,
     /// Every page under the newest version of the key.
     Rotate = 2,
+    /// Every page in clear.
+    Decrypt = 3,
 }
 
 impl Kind {
@@ -28,6 +30,17 @@ impl Kind {
         match self {
             Self::Encrypt => "encrypt",
             Self::Rotate => "rotate",
+            Self::Decrypt => "decrypt",
+        }
+    }
+
+    /// What the job of a tablespace in a state brings about.
+    pub(crate) fn of(state: State) -> Option<Self> {
+        match state {
+            State::Encrypting(_) => Some(Self::Encrypt),
+            State::Rotating(_) => Some(Self::Rotate),
+            State::Decrypting(_) => Some(Self::Decrypt),
+            State::Encrypted(_) => None,
         }
     }
 }
@@ -135,7 +148,11 @@ impl Job {
         (line != 0).then(|| Progress {
             line,
             tablespace: self.tablespace.load(Relaxed),
-            kind: if self.kind.load(Relaxed) == Kind::Rotate as u32 { Kind::Rotate } else { Kind::Encrypt },
+            kind: match self.kind.load(Relaxed) {
+                2 => Kind::Rotate,
+                3 => Kind::Decrypt,
+                _ => Kind::Encrypt,
+            },
             phase: Phase::of(self.phase.load(Relaxed)),
             database: self.database.load(Relaxed),
             relation: self.relation.load(Relaxed),

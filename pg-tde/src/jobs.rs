@@ -1,19 +1,21 @@
-//! Rewriting the pages of a tablespace in the background, until all of them are encrypted.
+//! Rewriting the pages of a tablespace in the background, until all of them are as its state wants them.
 //!
-//! A job exists because the keyring says `encrypting`; nothing else needs to survive a crash. A launcher in every server
+//! A job exists because the keyring says `encrypting`, `rotating` or `decrypting`; nothing else needs to survive a crash. A launcher in every server
 //! that is not in recovery starts one process for each such line, which runs this order of steps from the beginning, however often it
 //! is interrupted:
 //!
 //! 1. the line with its state is in the WAL and flushed, so that standbys write the images that follow as this server does;
 //! 2. a barrier: no process is still writing a page in the way of before;
-//! 3. every transaction that made files in the tablespace before the change has ended, prepared ones too. From here on the catalogs
-//!    show every file that may hold plain pages;
+//! 3. encrypting: every transaction that made files in the tablespace before the change has ended, prepared ones too. From here on the
+//!    catalogs show every file that may hold plain pages. (While a tablespace is encrypted nobody takes that lock; files that the catalogs
+//!    do not show yet are found in step 6.);
 //! 4. in every database that has files there, every page of every relation is logged as an image and marked dirty (`rewrite`);
 //! 5. a checkpoint writes them;
-//! 6. every page in every file opens under the key;
-//! 7. the state `encrypted` is logged, durable in the keyring, and in force: plain pages are refused.
+//! 6. every page in every file opens under the key, or is in clear with a right checksum;
+//! 7. the state `encrypted` is logged, durable in the keyring, and in force: plain pages are refused; or `plain`, after another checkpoint, so
+//!    that a page that was read in step 6 cannot be torn over an encrypted one.
 //!
-//! A page that does not open in step 6 sends the job back to step 4 after a pause. Step 7 is never reached with a plain page in a file,
+//! A page that is not as it should be in step 6 sends the job back to step 4 after a pause. Step 7 is never reached with such a page in a file,
 //! whatever was missed before.
 
 use std::time::Duration;
@@ -23,7 +25,7 @@ use keyring::{LineNumber, StateChange, TablespaceState, WalPosition};
 use crate::ffi::background::JobLock;
 use crate::ffi::{background, server, worker};
 use crate::job_table::{Job, Kind, Outcome, Phase};
-use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL, State};
+use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL};
 use crate::keys;
 use crate::report;
 use crate::tablespace::{self, TablespaceError};
@@ -44,27 +46,43 @@ pub(crate) fn launch() -> ! {
     loop {
         if let Some(table) = tablespace::key_table() {
             table.jobs.set_launcher(server::pid());
-            let lines: Vec<_> = table.lines().filter(|line| has_job(table, line)).collect();
-            for line in &lines {
-                launch_one(table, line);
+            let tasks: Vec<_> = table.lines().filter_map(|line| Task::of(table, line)).collect();
+            for task in &tasks {
+                launch_one(table, task);
             }
-            background::nap(if lines.is_empty() { LONG_NAP } else { SHORT_NAP });
+            background::nap(if tasks.is_empty() { LONG_NAP } else { SHORT_NAP });
         } else {
             background::nap(LONG_NAP);
         }
     }
 }
 
-/// Whether a job brings every page under this key.
-fn has_job(table: &KeyTable, line: &LineInfo) -> bool {
-    let job = table.state(line.tablespace).and_then(State::job);
-    !line.awaited && job.is_some_and(|job| job.index == line.index)
+/// What a job has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Task {
+    kind: Kind,
+    /// The key that it brings every page under, or takes every page from.
+    line: LineInfo,
 }
 
-fn launch_one(table: &KeyTable, line: &LineInfo) {
-    let rotates = matches!(table.state(line.tablespace), Some(State::Rotating(_)));
-    let kind = if rotates { Kind::Rotate } else { Kind::Encrypt };
-    let Some(slot) = table.jobs.claim(line, kind) else { return };
+impl Task {
+    /// What has to be done with this key, if anything.
+    fn of(table: &KeyTable, line: LineInfo) -> Option<Self> {
+        let state = table.state(line.tablespace)?;
+        let of_this = state.job().is_some_and(|job| job.index == line.index);
+        let kind = Kind::of(state).filter(|_| of_this && !line.awaited)?;
+        Some(Self { kind, line })
+    }
+
+    /// Whether it has still to be done.
+    fn is_current(&self, table: &KeyTable) -> bool {
+        Self::of(table, self.line).is_some_and(|now| now.kind == self.kind)
+    }
+}
+
+fn launch_one(table: &KeyTable, task: &Task) {
+    let line = &task.line;
+    let Some(slot) = table.jobs.claim(line, task.kind) else { return };
     let idle = background::transaction(|| background::job_is_idle(line.tablespace));
     if idle && table.jobs.launch(slot, GRACE) {
         // Another try follows.
@@ -81,7 +99,7 @@ pub(crate) fn wake_launcher(table: &KeyTable) {
 
 /// Waits in a session until the job of a line is over. Can be cancelled, which the job does not notice.
 pub(crate) fn wait(table: &KeyTable, line: u64) {
-    while table.lines().any(|now| now.line == line && has_job(table, &now)) {
+    while table.lines().any(|now| now.line == line && Task::of(table, now).is_some()) {
         background::doze(Duration::from_millis(100));
     }
 }
@@ -100,48 +118,52 @@ pub(crate) fn run(slot: usize) -> Result<(), TablespaceError> {
     let Some(_lock) = background::transaction(|| JobLock::try_acquire(oid)) else {
         return Ok(()); // it runs already
     };
-    let current = || table.lines().find(|line| line.line == progress.line && has_job(table, line));
-    let Some(line) = current() else {
+    let tasks = table.lines().filter(|line| line.line == progress.line);
+    let mut tasks = tasks.filter_map(|line| Task::of(table, line));
+    let Some(task) = tasks.find(|task| task.kind == progress.kind) else {
         job.enter(Phase::Done);
         return Ok(());
     };
-    report::job_started(&line, progress.kind);
+    report::job_started(&task.line, task.kind);
     job.enter(Phase::Starting);
     background::transaction(|| tablespace::log_lines(table))?;
     background::barrier();
-    job.enter(Phase::Waiting);
-    background::transaction(|| server::lock_tablespace(oid, false));
-    while current().is_some() {
-        match pass(table, job, slot, &line)? {
+    if task.kind == Kind::Encrypt {
+        job.enter(Phase::Waiting);
+        background::transaction(|| server::lock_tablespace(oid, false));
+    }
+    while task.is_current(table) {
+        match pass(table, job, slot, &task)? {
             Pass::Clean => {
-                background::transaction(|| become_strict(table, &line))?;
+                background::transaction(|| finish(table, &task))?;
                 break;
             }
             Pass::Remaining(found) => {
-                if current().is_none() {
-                    break; // dropped meanwhile
+                if !task.is_current(table) {
+                    break; // dropped or cancelled meanwhile
                 }
                 let attempts = job.pass_failed();
-                report::job_remaining(&line, found.as_ref());
+                report::job_remaining(&task.line, task.kind, found.as_ref());
                 job.enter(Phase::Pausing);
                 background::nap(Duration::from_secs(attempts.saturating_mul(2).min(LONGEST_PAUSE).into()));
             }
         }
     }
     job.enter(Phase::Done);
-    report::job_ended(&line, current().is_none() && table.active(oid).is_some());
+    report::job_ended(&task.line, task.kind, table.state(oid));
     Ok(())
 }
 
 /// What a pass over the tablespace leaves.
 enum Pass {
-    /// Every page opens under the key.
+    /// Every page is as it should be.
     Clean,
-    /// A page does not, the first of these; or a database could not be worked on.
+    /// A page is not, the first of these; or a database could not be worked on.
     Remaining(Option<Checked>),
 }
 
-fn pass(table: &KeyTable, job: &Job, slot: usize, line: &LineInfo) -> Result<Pass, TablespaceError> {
+fn pass(table: &KeyTable, job: &Job, slot: usize, task: &Task) -> Result<Pass, TablespaceError> {
+    let line = &task.line;
     let files = match tablespace::relation_files(line.tablespace) {
         Ok(files) => files,
         // Dropped, or about to be.
@@ -162,7 +184,11 @@ fn pass(table: &KeyTable, job: &Job, slot: usize, line: &LineInfo) -> Result<Pas
     job.enter(Phase::Checkpointing);
     server::checkpoint();
     job.enter(Phase::Verifying);
-    match verify::first_not_encrypted(table, line)? {
+    let found = match task.kind {
+        Kind::Encrypt | Kind::Rotate => verify::first_not_encrypted(table, line)?,
+        Kind::Decrypt => verify::first_not_plain(table, line)?,
+    };
+    match found {
         Some(found) => Ok(Pass::Remaining(Some(found))),
         None if failed => Ok(Pass::Remaining(None)),
         None => Ok(Pass::Clean),
@@ -193,15 +219,22 @@ fn rewrite_database(job: &Job, slot: usize, database: u32) -> bool {
     }
 }
 
-/// Every page in the files opens under the key: from now on nothing else is accepted.
-fn become_strict(table: &KeyTable, line: &LineInfo) -> Result<(), TablespaceError> {
+/// Every page in the files is as it should be: from now on nothing else is accepted.
+fn finish(table: &KeyTable, task: &Task) -> Result<(), TablespaceError> {
+    let state = match task.kind {
+        Kind::Encrypt | Kind::Rotate => TablespaceState::Encrypted,
+        Kind::Decrypt => {
+            server::checkpoint();
+            TablespaceState::Plain
+        }
+    };
     let _keyring = server::lock_keyring();
-    if !has_job(table, line) {
-        return Ok(()); // dropped meanwhile
+    if !task.is_current(table) {
+        return Ok(()); // dropped or cancelled meanwhile
     }
     let keyring = keys::open_keyring(table)?;
-    let number = LineNumber(line.line);
+    let number = LineNumber(task.line.line);
     tablespace::change_state(table, &keyring, number, |from| {
-        keyring.set_state(number, StateChange { from: WalPosition(from), state: TablespaceState::Encrypted })
+        keyring.set_state(number, StateChange { from: WalPosition(from), state })
     })
 }

@@ -267,6 +267,8 @@ pub(crate) enum State {
     Encrypted(LineInfo),
     /// A job rewrites pages that are under the key before.
     Rotating(LineInfo),
+    /// A job writes its encrypted pages in clear; the newest key that they may be under.
+    Decrypting(LineInfo),
 }
 
 impl State {
@@ -276,13 +278,14 @@ impl State {
             Self::Encrypting(_) => "encrypting",
             Self::Encrypted(_) => "encrypted",
             Self::Rotating(_) => "rotating",
+            Self::Decrypting(_) => "decrypting",
         }
     }
 
-    /// The key that a job brings every page under, if there is a job.
+    /// The key that a job brings every page under, or takes every page from, if there is a job.
     pub(crate) fn job(self) -> Option<LineInfo> {
         match self {
-            Self::Encrypting(line) | Self::Rotating(line) => Some(line),
+            Self::Encrypting(line) | Self::Rotating(line) | Self::Decrypting(line) => Some(line),
             Self::Encrypted(_) => None,
         }
     }
@@ -379,15 +382,15 @@ impl KeyTable {
 
     /// What a tablespace is going through now; `None` when it is plain.
     pub(crate) fn state(&self, tablespace: u32) -> Option<State> {
-        let (mut in_force, mut before) = (None, false);
+        let (mut in_force, mut before) = (None, None);
         for line in self.lines().filter(|line| line.tablespace == tablespace && line.span.alive()) {
             match line.span.in_force() {
                 true => in_force = Some(line),
-                false => before = true,
+                false => before = Some(line),
             }
         }
-        let line = in_force?;
-        Some(match (line.span.refuses_plain(NOW), before) {
+        let Some(line) = in_force else { return before.map(State::Decrypting) };
+        Some(match (line.span.refuses_plain(NOW), before.is_some()) {
             (false, _) => State::Encrypting(line),
             (true, true) => State::Rotating(line),
             (true, false) => State::Encrypted(line),
@@ -578,6 +581,15 @@ mod tests {
         assert_eq!(table.active(16400).map(|line| line.version), Some(2));
         table.set_span(first, Span { closing: 200, end: 300, ..FROM_100 });
         assert_eq!(name(), Some("encrypted"));
+        let second_from = |closing, end| Span { start: 200, strict: 200, closing, end };
+        table.set_span(second, second_from(400, OPEN_END));
+        assert_eq!(name(), Some("decrypting"));
+        let third = table.add(1, 3, 16400, CipherId::Aes256Hctr2, Span::UNUSED).expect("room");
+        table.set_span(third, Span { start: 450, strict: OPEN_END, ..FROM_100 });
+        assert_eq!(name(), Some("encrypting"));
+        table.set_span(third, Span { start: 450, strict: OPEN_END, closing: 500, end: 600 });
+        table.set_span(second, second_from(400, 600));
+        assert_eq!(name(), None);
     }
 
     fn table() -> &'static KeyTable {

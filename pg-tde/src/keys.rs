@@ -448,6 +448,7 @@ fn spans(history: &[StateChange]) -> Vec<Span> {
                 }
                 spans.push(new);
             }
+            (TablespaceState::Decrypting, _) => spans.iter_mut().for_each(|span| close(&mut span.closing)),
             (_, _) => {
                 for span in &mut spans {
                     close(&mut span.closing);
@@ -594,7 +595,7 @@ mod tests {
 
     #[test]
     fn a_history_says_when_each_version_counts() {
-        use TablespaceState::{Encrypted, Encrypting, Retired, Rotating};
+        use TablespaceState::{Decrypting, Encrypted, Encrypting, Plain, Retired, Rotating};
         let spans = |states: &[(u64, TablespaceState)]| {
             let change = |&(from, state)| StateChange { from: WalPosition(from), state };
             let spans = super::spans(&states.iter().map(change).collect::<Vec<_>>());
@@ -617,5 +618,18 @@ mod tests {
             [[10, 20, 20, 20]].map(|[a, _, c, d]| [a, END, c, d])
         );
         assert_eq!(spans(&[]), Vec::<[u64; 4]>::new());
+        let mut history = vec![(10, Encrypting), (20, Encrypted), (30, Decrypting)];
+        assert_eq!(spans(&history), [[10, 20, 30, END]]);
+        history.push((40, Plain));
+        assert_eq!(spans(&history), [[10, 20, 30, 40]]);
+        // Encrypted again before it was plain: the next version.
+        history.pop();
+        history.push((40, Encrypting));
+        assert_eq!(spans(&history), [[10, 20, 30, END], [40, END, END, END]]);
+        history.push((50, Encrypted));
+        assert_eq!(spans(&history), [[10, 20, 30, 50], [40, 50, END, END]]);
+        // Not finished, and back.
+        assert_eq!(spans(&[(10, Encrypting), (20, Decrypting)]), [[10, END, 20, END]]);
+        assert_eq!(spans(&[(10, Encrypting), (20, Decrypting), (30, Plain)]), [[10, END, 20, 30]]);
     }
 }

@@ -91,7 +91,7 @@ pub(crate) fn regime_with_key(table: &'static KeyTable, relation: RelationId) ->
     let (regime, have) = Process::with(table, |process| {
         let regime = process.regime(relation)?;
         let have = match regime {
-            Regime::Plain => true,
+            Regime::Plain | Regime::Decrypting => true,
             _ => process.cipher(relation, regime)?.is_some(),
         };
         Ok::<_, PageError>((regime, have))
@@ -125,7 +125,9 @@ pub(crate) fn open(table: &'static KeyTable, at: PageAddress, page: &mut Page) -
         Reading::Only(Regime::Plain) => return Ok(Opened::Page),
         _ if pg::is_zero(page) => return Ok(Opened::Page),
         Reading::Only(regime) => regime,
-        Reading::AnyOf { regimes, plain } => return trial::open(table, at, &regimes, plain, page),
+        Reading::AnyOf { regimes, plain, decrypting } => {
+            return trial::open(table, at, trial::Candidates { regimes: &regimes, plain, decrypting }, page);
+        }
     };
     match open_under(table, at, regime, page)? {
         Ok(()) => Ok(Opened::Page),
@@ -234,6 +236,9 @@ pub(crate) fn seal(
     if regime == Regime::Plain {
         return Ok(Sealed::Unchanged);
     }
+    if regime == Regime::Decrypting {
+        return Process::with(table, |process| seal_in_clear(at, &mut process.scratch.0, copy));
+    }
     loop {
         let sealed = Process::with(table, |process| {
             let pid = process.pid;
@@ -256,4 +261,22 @@ pub(crate) fn seal(
             None => regime = regime_with_key(table, at.relation)?,
         }
     }
+}
+
+/// A page in clear where a page may be encrypted. With a checksum also if the server wants none: it tells a whole page from a torn one
+/// that begins in clear and ends encrypted.
+fn seal_in_clear(
+    at: PageAddress,
+    page: &mut Page,
+    copy: &mut dyn FnMut(&mut Page),
+) -> Result<Sealed, PageError> {
+    copy(page);
+    let lsn = pg::lsn(page);
+    if lsn == placeholder::LSN {
+        return Err(PageError::Placeholder);
+    }
+    if !pg::is_zero(page) {
+        pg::set_checksum(page, at.block);
+    }
+    Ok(Sealed::Scratch { lsn })
 }

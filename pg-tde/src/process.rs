@@ -35,6 +35,8 @@ enum CipherKey {
 pub(crate) enum Regime {
     /// As PostgreSQL writes them.
     Plain,
+    /// In clear over pages that may be encrypted: with a checksum in any case, so that a torn page is told from a whole one.
+    Decrypting,
     /// Under a line of the key table.
     Line(LineInfo),
     /// Under the ephemeral key of this session: a temporary relation in an encrypted tablespace.
@@ -52,6 +54,8 @@ pub(crate) enum Reading {
         regimes: Vec<Regime>,
         /// In clear as well.
         plain: bool,
+        /// The tablespace is being decrypted: pages in clear were written with a checksum.
+        decrypting: bool,
     },
 }
 
@@ -148,6 +152,9 @@ impl Process {
 
     fn regime_at(&self, id: RelationId, position: Option<u64>) -> Regime {
         match (line_at(&self.lines, id.tablespace, position), id.temporary) {
+            (None, false) if is_decrypting(&self.lines, id.tablespace, position.unwrap_or(NOW)) => {
+                Regime::Decrypting
+            }
             (None, _) => Regime::Plain,
             (Some(_), true) => Regime::Temporary,
             (Some(line), false) => Regime::Line(line),
@@ -164,7 +171,7 @@ impl Process {
         if !self.lines.iter().any(|line| line.tablespace == id.tablespace) {
             // Files of a base backup may be newer than the keys that came with it; the WAL brings both the keys and the pages.
             let copied = early && self.table.recovery_from() == 0;
-            let any = Reading::AnyOf { regimes: Vec::new(), plain: true };
+            let any = Reading::AnyOf { regimes: Vec::new(), plain: true, decrypting: false };
             return Ok(if copied { any } else { Reading::Only(Regime::Plain) });
         }
         let position = self.replay_position()?;
@@ -175,7 +182,7 @@ impl Process {
                 return Ok(Reading::Only(regime));
             }
             let regimes = Vec::from_iter(self.temporary_key.as_ref().map(|_| Regime::Temporary));
-            return Ok(Reading::AnyOf { regimes, plain });
+            return Ok(Reading::AnyOf { regimes, plain, decrypting: false });
         }
         // Files are newer than what is replayed, as long as the data is not consistent.
         if early {
@@ -196,7 +203,7 @@ impl Process {
         regime: Regime,
     ) -> Result<Option<(&RelationCipher, &mut Page)>, PageError> {
         let key = match regime {
-            Regime::Plain => return Ok(None),
+            Regime::Plain | Regime::Decrypting => return Ok(None),
             Regime::Line(line) => {
                 CipherKey::Line { index: line.index, database: id.database, number: id.number }
             }
@@ -234,14 +241,22 @@ fn line_at(lines: &[LineInfo], tablespace: u32, position: Option<u64>) -> Option
     lines.iter().copied().find(|line| line.tablespace == tablespace && line.span.writes(at))
 }
 
+/// Whether pages of a tablespace are written in clear at a position, over pages that may be encrypted.
+fn is_decrypting(lines: &[LineInfo], tablespace: u32, position: u64) -> bool {
+    let of_it = |line: &&LineInfo| line.tablespace == tablespace && line.span.reads(position);
+    let mut of_it = lines.iter().filter(of_it).peekable();
+    of_it.peek().is_some() && of_it.all(|line| !line.span.writes(position))
+}
+
 /// `regimes` and `plain`, with the one that is written goes first.
 fn any_of(mut lines: Vec<LineInfo>, written: Regime, plain: bool) -> Reading {
+    let decrypting = written == Regime::Decrypting;
     lines.sort_by_key(|line| written != Regime::Line(*line));
     let regimes: Vec<_> = lines.into_iter().map(Regime::Line).collect();
     match (regimes.as_slice(), plain) {
         ([only], false) => Reading::Only(*only),
         ([], true) => Reading::Only(Regime::Plain),
-        _ => Reading::AnyOf { regimes, plain },
+        _ => Reading::AnyOf { regimes, plain, decrypting },
     }
 }
 
@@ -272,7 +287,9 @@ fn before_consistency(lines: &[LineInfo], tablespace: u32, written: Regime, from
     }
     match any_of(of_it().filter(|line| from < line.span.end).collect(), written, refused_to != OPEN_END) {
         // Not a page that the server should see as it is: the WAL may bring the key.
-        Reading::Only(Regime::Plain) => Reading::AnyOf { regimes: Vec::new(), plain: true },
+        Reading::Only(Regime::Plain) => {
+            Reading::AnyOf { regimes: Vec::new(), plain: true, decrypting: false }
+        }
         reading => reading,
     }
 }
@@ -315,7 +332,7 @@ mod tests {
         let converted = LineInfo { span: Span { strict: 150, ..strict.span }, ..strict };
         let at = |line: LineInfo, from| before_consistency(&[line], 16400, Regime::Plain, from);
         let under = Regime::Line;
-        let or_plain = |line| Reading::AnyOf { regimes: vec![under(line)], plain: true };
+        let or_plain = |line| Reading::AnyOf { regimes: vec![under(line)], plain: true, decrypting: false };
         assert_eq!(at(strict, 100), Reading::Only(under(strict)));
         assert_eq!(at(strict, 99), or_plain(strict));
         assert_eq!(at(converting, 120), or_plain(converting));
@@ -326,10 +343,13 @@ mod tests {
         let both = before_consistency(&[old, new], 16400, under(new), 250);
         assert_eq!(both, or_plain(new));
         let both = before_consistency(&[old, new], 16400, under(new), 150);
-        assert_eq!(both, Reading::AnyOf { regimes: vec![under(new), under(old)], plain: true });
+        assert_eq!(
+            both,
+            Reading::AnyOf { regimes: vec![under(new), under(old)], plain: true, decrypting: false }
+        );
         assert_eq!(
             before_consistency(&[], 16400, Regime::Plain, 0),
-            Reading::AnyOf { regimes: vec![], plain: true }
+            Reading::AnyOf { regimes: vec![], plain: true, decrypting: false }
         );
     }
 
@@ -345,14 +365,45 @@ mod tests {
         };
         let (one, two) = (Regime::Line(first), Regime::Line(second));
         assert_eq!(at(99), Reading::Only(Regime::Plain));
-        assert_eq!(at(149), Reading::AnyOf { regimes: vec![one], plain: true });
+        let any = |regimes: &[Regime], plain| Reading::AnyOf {
+            regimes: regimes.to_vec(),
+            plain,
+            decrypting: false,
+        };
+        assert_eq!(at(149), any(&[one], true));
         assert_eq!(at(199), Reading::Only(one));
-        assert_eq!(at(200), Reading::AnyOf { regimes: vec![two, one], plain: false });
-        assert_eq!(at(299), Reading::AnyOf { regimes: vec![two, one], plain: false });
+        assert_eq!(at(200), any(&[two, one], false));
+        assert_eq!(at(299), any(&[two, one], false));
         assert_eq!(at(300), Reading::Only(two));
         let early = |from| before_consistency(&lines, 16400, one, from);
-        assert_eq!(early(120), Reading::AnyOf { regimes: vec![one, two], plain: true });
-        assert_eq!(early(160), Reading::AnyOf { regimes: vec![one, two], plain: false });
+        assert_eq!(early(120), any(&[one, two], true));
+        assert_eq!(early(160), any(&[one, two], false));
         assert_eq!(early(300), Reading::Only(two));
+    }
+    #[test]
+    fn while_a_tablespace_is_decrypted_a_page_may_be_in_clear_and_afterwards_it_must() {
+        let span = Span { start: 100, strict: 150, closing: 200, end: 300 };
+        let line = LineInfo { span, ..line(0, 0, 0) };
+        let lines = [line];
+        let under = Regime::Line(line);
+        let at = |position| {
+            let decrypting = is_decrypting(&lines, 16400, position);
+            let plain = if decrypting { Regime::Decrypting } else { Regime::Plain };
+            let written = line_at(&lines, 16400, Some(position)).map_or(plain, Regime::Line);
+            (written, readable(&lines, 16400, written, position))
+        };
+        let either = Reading::AnyOf { regimes: vec![under], plain: true, decrypting: true };
+        assert_eq!(at(199), (under, Reading::Only(under)));
+        assert_eq!(at(200), (Regime::Decrypting, either.clone()));
+        assert_eq!(at(299), (Regime::Decrypting, either));
+        assert_eq!(at(300), (Regime::Plain, Reading::Only(Regime::Plain)));
+        let early = |from| before_consistency(&lines, 16400, Regime::Plain, from);
+        assert_eq!(early(160), Reading::AnyOf { regimes: vec![under], plain: true, decrypting: false });
+        assert!(!is_decrypting(&lines, 1663, 250));
+        // Encrypted again before it was plain.
+        let first = LineInfo { span: Span { end: OPEN_END, ..span }, ..line };
+        let again = Span { start: 250, strict: OPEN_END, closing: OPEN_END, end: OPEN_END };
+        let both = [first, LineInfo { version: 2, index: 1, span: again, ..line }];
+        assert!(is_decrypting(&both, 16400, 249) && !is_decrypting(&both, 16400, 250));
     }
 }

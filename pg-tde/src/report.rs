@@ -9,7 +9,7 @@ use pgrx::{PgLogLevel, PgSqlErrorCode};
 use crate::double_write::DoubleWriteError;
 use crate::ffi::compat::RelationId;
 use crate::job_table::{Kind, Progress};
-use crate::key_table::LineInfo;
+use crate::key_table::{LineInfo, State};
 use crate::page_io::{Cause, Opened, PageAddress, PageError};
 use crate::verify::Checked;
 
@@ -287,22 +287,31 @@ pub(crate) fn job_progress(job: &Progress) {
     );
 }
 
-/// A job ends.
-pub(crate) fn job_ended(line: &LineInfo, encrypted: bool) {
+/// A job ends, and leaves its tablespace in this state.
+pub(crate) fn job_ended(line: &LineInfo, kind: Kind, state: Option<State>) {
     let LineInfo { line, version, tablespace, .. } = line;
-    let what = match encrypted {
-        true => format!("is encrypted under key version {version}"),
-        false => "was dropped meanwhile".to_owned(),
+    let what = match (kind, state) {
+        (Kind::Encrypt | Kind::Rotate, Some(State::Encrypted(_))) => {
+            format!("is encrypted under key version {version}")
+        }
+        (Kind::Decrypt, None) => "is in clear, or was dropped".to_owned(),
+        (_, None) => "was dropped meanwhile".to_owned(),
+        (_, Some(state)) => format!("is {} now", state.name()),
     };
     log(&format!("pg_tde job {line} has ended: tablespace {tablespace} {what}"), "");
 }
 
-/// A pass over the tablespace left something in clear.
-pub(crate) fn job_remaining(line: &LineInfo, found: Option<&Checked>) {
+/// A pass over the tablespace left something to do.
+pub(crate) fn job_remaining(line: &LineInfo, kind: Kind, found: Option<&Checked>) {
+    let is_not = match kind {
+        Kind::Encrypt => "encrypted",
+        Kind::Rotate => "under the new key",
+        Kind::Decrypt => "in clear",
+    };
     let (detail, hint) = match found {
         Some(file) => (
             format!(
-                "Block {} of the {} fork of relation file {} in database {} is not encrypted yet.",
+                "Block {} of the {} fork of relation file {} in database {} is not {is_not} yet.",
                 file.first.as_ref().map_or(0, |first| first.block),
                 file.fork,
                 file.number,

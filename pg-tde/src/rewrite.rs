@@ -61,7 +61,8 @@ fn relation(job: &Job, oid: u32, storage: RelationId, throttle: &mut Throttle) -
     for fork in [Fork::Main, Fork::Fsm, Fork::Vm, Fork::Init] {
         let mut first = 0;
         loop {
-            let chunk = Chunk { oid, storage, fork, first, blocks: CHUNK };
+            let wanted = CHUNK.min(settings::job_cost_limit());
+            let chunk = Chunk { oid, storage, fork, first, blocks: wanted };
             let blocks = match pages::rewrite(chunk) {
                 Rewritten::Blocks(blocks) => blocks,
                 Rewritten::Gone => return true,
@@ -69,7 +70,7 @@ fn relation(job: &Job, oid: u32, storage: RelationId, throttle: &mut Throttle) -
             };
             job.advance(blocks.into());
             throttle.spend(job, blocks);
-            if blocks < CHUNK {
+            if blocks < wanted {
                 break;
             }
             first += blocks;

@@ -228,15 +228,57 @@ pub(crate) fn rotate_data_key(name: &str, wait: bool) -> Result<u64, TablespaceE
     Ok(line)
 }
 
+/// Writes a tablespace's pages in clear from now on, and lets a job rewrite those that are encrypted. Returns the job's number.
+///
+/// The key stays in the keyring, for backups and WAL from before. Not undone by ROLLBACK.
+///
+/// # Errors
+/// See [`TablespaceError`].
+pub(crate) fn decrypt(name: &str, wait: bool) -> Result<u64, TablespaceError> {
+    let table = key_table().ok_or(TablespaceError::NotActive)?;
+    if server::recovery_in_progress() {
+        return Err(TablespaceError::InRecovery);
+    }
+    keys::ensure_compared(table)?;
+    let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
+    let line = {
+        let _keyring = server::lock_keyring();
+        let line = encrypted_line(table, name, oid)?;
+        begin_decrypting(table, LineNumber(line.line))?;
+        line.line
+    };
+    jobs::wake_launcher(table);
+    if wait {
+        jobs::wait(table, line);
+    }
+    Ok(line)
+}
+
+/// The caller has [`server::lock_keyring`].
+fn begin_decrypting(table: &KeyTable, number: LineNumber) -> Result<(), TablespaceError> {
+    let keyring = keys::open_keyring(table)?;
+    forget_logged(table, number);
+    let from = log_pending(table, &keyring)?;
+    // As in `encrypt`: what is written in clear was changed after that position. Records in the double-write files are of no use either
+    // from here on.
+    server::checkpoint();
+    publish(table, &keyring, number, || {
+        keyring.set_state(number, StateChange { from: WalPosition(from), state: TablespaceState::Decrypting })
+    })
+}
+
+/// The key of a tablespace that is encrypted and has no job.
+fn encrypted_line(table: &KeyTable, name: &str, oid: u32) -> Result<LineInfo, TablespaceError> {
+    match table.state(oid) {
+        Some(State::Encrypted(line)) if !line.awaited => Ok(line),
+        Some(State::Encrypted(_)) | None => Err(TablespaceError::NotEncrypted(name.to_owned())),
+        Some(state) => Err(TablespaceError::Busy { name: name.to_owned(), state: state.name() }),
+    }
+}
+
 fn put_next_to_use(table: &KeyTable, name: &str, oid: u32) -> Result<u64, TablespaceError> {
     let _keyring = server::lock_keyring();
-    let line = match table.state(oid) {
-        Some(State::Encrypted(line)) if !line.awaited => line,
-        Some(State::Encrypted(_)) | None => return Err(TablespaceError::NotEncrypted(name.to_owned())),
-        Some(state) => {
-            return Err(TablespaceError::Busy { name: name.to_owned(), state: state.name() });
-        }
-    };
+    let line = encrypted_line(table, name, oid)?;
     let number = LineNumber(line.line);
     if table.is_full() {
         return Err(TableError::Full.into());
@@ -318,6 +360,9 @@ pub(crate) fn log_lines(table: &KeyTable) -> Result<(), TablespaceError> {
 fn refuse_encrypted(table: &KeyTable, name: &str, oid: u32) -> Result<(), TablespaceError> {
     match table.state(oid) {
         Some(State::Encrypting(_)) => Err(TablespaceError::Encrypting(name.to_owned())),
+        Some(State::Decrypting(_)) => {
+            Err(TablespaceError::Busy { name: name.to_owned(), state: "being decrypted" })
+        }
         Some(_) => Err(TablespaceError::Encrypted(name.to_owned())),
         None => Ok(()),
     }
@@ -450,7 +495,7 @@ pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<()
 /// When the keyring cannot be changed; the tablespace is gone all the same.
 pub(crate) fn retire_dropped() -> Result<(), TablespaceError> {
     let table = key_table().ok_or(TablespaceError::NotActive)?;
-    for line in table.lines().filter(|line| line.span.in_force() && !line.awaited) {
+    for line in table.lines().filter(|line| line.span.alive() && !line.awaited) {
         if server::tablespace_exists(line.tablespace) {
             continue;
         }

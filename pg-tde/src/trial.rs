@@ -13,17 +13,28 @@ use crate::page_io::{self, Opened, PageAddress, PageError};
 use crate::placeholder;
 use crate::process::Regime;
 
-/// Turns a page that was just read into what PostgreSQL wrote, under whichever of `regimes`, or in clear if `plain`.
+/// What a page may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidates<'a> {
+    /// Under one of these.
+    pub(crate) regimes: &'a [Regime],
+    /// In clear.
+    pub(crate) plain: bool,
+    /// If in clear, then with a checksum.
+    pub(crate) decrypting: bool,
+}
+
+/// Turns a page that was just read into what PostgreSQL wrote, whichever candidate it is.
 ///
 /// # Errors
 /// When a key cannot be had, or what the page is cannot be told.
 pub(crate) fn open(
     table: &'static KeyTable,
     at: PageAddress,
-    regimes: &[Regime],
-    plain: bool,
+    candidates: Candidates<'_>,
     page: &mut Page,
 ) -> Result<Opened, PageError> {
+    let Candidates { regimes, plain, decrypting } = candidates;
     let mut found = Vec::new();
     let mut failure = OpenError::NotAuthentic;
     for &regime in regimes {
@@ -34,7 +45,10 @@ pub(crate) fn open(
         }
     }
     let in_clear = plain && pg::header_is_valid(page, at.fork);
-    if in_clear && (!server::data_checksums() || checksum_is_right(page, at.block)) {
+    let right = in_clear && checksum_is_right(page, at.block);
+    // A map is not repaired by the WAL. One that begins in clear and ends encrypted would say that rows are visible which are not.
+    let torn_map = in_clear && decrypting && !right && matches!(at.fork, Fork::Fsm | Fork::Vm);
+    if in_clear && !torn_map && (!server::data_checksums() || right) {
         found.push(*page);
     }
     match decide(found)? {
@@ -48,6 +62,11 @@ pub(crate) fn open(
             table.counters(server::pid()).placeholders.fetch_add(1, Relaxed);
             placeholder::fill(page, at.block);
             return Ok(Opened::Placeholder);
+        }
+        None if torn_map => {
+            table.counters(server::pid()).torn_maps.fetch_add(1, Relaxed);
+            page.fill(0);
+            return Ok(Opened::TornMap);
         }
         // Only its checksum speaks against it, and the server reports that by itself.
         None if in_clear || regimes.is_empty() => (),

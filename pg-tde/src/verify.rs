@@ -83,11 +83,17 @@ pub(crate) fn tablespace(name: &str) -> Result<Vec<Checked>, TablespaceError> {
     // Until a job has rewritten all pages, those that it has not reached are no damage.
     let line = match table.state(oid) {
         None => return Err(TablespaceError::NotEncrypted(name.to_owned())),
-        Some(State::Encrypting(line) | State::Encrypted(line) | State::Rotating(line)) => line,
+        Some(
+            State::Encrypting(line)
+            | State::Encrypted(line)
+            | State::Rotating(line)
+            | State::Decrypting(line),
+        ) => line,
     };
     let strict = line.span.refuses_plain(NOW);
     let lines: Vec<_> = table.lines().filter(|other| other.tablespace == oid && other.span.alive()).collect();
-    check(table, &lines, Rules { strict, first_only: false })
+    let wanted = if strict { Wanted::Encrypted } else { Wanted::Either };
+    check(table, &lines, Rules { wanted, first_only: false })
 }
 
 /// The first file with a page that does not open under a line, if there is one.
@@ -98,15 +104,39 @@ pub(crate) fn first_not_encrypted(
     table: &KeyTable,
     line: &LineInfo,
 ) -> Result<Option<Checked>, TablespaceError> {
-    let checked = check(table, &[*line], Rules { strict: true, first_only: true })?;
+    first(table, line, Wanted::Encrypted)
+}
+
+/// The first file with a page that is not in clear, or whose checksum is wrong, if there is one. Only after every page was written
+/// while the tablespace was being decrypted: before that, pages have checksums only if the cluster has.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(crate) fn first_not_plain(table: &KeyTable, line: &LineInfo) -> Result<Option<Checked>, TablespaceError> {
+    first(table, line, Wanted::Plain)
+}
+
+fn first(table: &KeyTable, line: &LineInfo, wanted: Wanted) -> Result<Option<Checked>, TablespaceError> {
+    let checked = check(table, &[*line], Rules { wanted, first_only: true })?;
     Ok(checked.into_iter().find(|file| file.damaged > 0))
+}
+
+/// What a page must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// Under one of the keys.
+    Encrypted,
+    /// Under one of the keys, or in clear.
+    Either,
+    /// In clear, with a right checksum.
+    Plain,
 }
 
 /// What counts as damage, and what is done about it.
 #[derive(Clone, Copy)]
 struct Rules {
-    /// A page in clear is.
-    strict: bool,
+    /// A page that is not this.
+    wanted: Wanted,
     /// The first ends the search.
     first_only: bool,
 }
@@ -178,14 +208,19 @@ fn check_file(
         }
         let block = segment.segment * SEGMENT_BLOCKS + u32::try_from(index).unwrap_or(u32::MAX);
         let open = |page: &mut Page| {
+            let in_clear = rules.wanted != Wanted::Encrypted && pg::header_is_valid(page, fork);
             let mut result = Err(OpenError::NotAuthentic);
+            if rules.wanted == Wanted::Plain {
+                let right = page[8..10] == pg::checksum(page, block).to_ne_bytes();
+                return if in_clear && right { Ok(()) } else { result };
+            }
             for cipher in ciphers {
                 result = cipher.open(fork, block, page);
                 if result.is_ok() {
                     return result;
                 }
             }
-            if !rules.strict && pg::header_is_valid(page, fork) { Ok(()) } else { result }
+            if in_clear { Ok(()) } else { result }
         };
         match check_page(&file, index, open).map_err(failed)? {
             // Truncated meanwhile.

@@ -1,90 +1,12 @@
 //! Tablespaces that hold data are encrypted while they are used: no row lost, no plaintext left, whatever is killed meanwhile.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tde_tests::{Cluster, Sql, files, soak};
+use tde_tests::{Cluster, files, soak};
 
-/// Every kind of relation, in tablespace `ts` of the database that `sql` is connected to.
-fn fill(sql: &mut Sql, rows: u32) {
-    sql.run("SET default_tablespace = ts");
-    sql.run(&format!(
-        "CREATE TABLE heap (id int, secret text, tags text[], spot point) WITH (autovacuum_enabled = off);
-         INSERT INTO heap SELECT i, 'canary-row-' || i, ARRAY['canary-tag-' || i % 50], point(i, 1) FROM generate_series(1, {rows}) i;
-         CREATE INDEX i_btree ON heap (secret);
-         CREATE INDEX i_hash ON heap USING hash (secret);
-         CREATE INDEX i_gin ON heap USING gin (tags);
-         CREATE INDEX i_gist ON heap USING gist (spot);
-         CREATE INDEX i_spgist ON heap USING spgist (secret);
-         CREATE INDEX i_brin ON heap USING brin (secret);
-         CREATE TABLE toasted (id int, big text);
-         ALTER TABLE toasted ALTER big SET STORAGE EXTERNAL;
-         INSERT INTO toasted SELECT i, repeat('canary-toast-' || i, 800) FROM generate_series(1, 20) i;
-         CREATE UNLOGGED TABLE loose (id int, secret text);
-         CREATE INDEX i_loose ON loose (secret);
-         CREATE INDEX i_loose_gist ON loose USING gist (point(id, 1));
-         INSERT INTO loose SELECT i, 'canary-loose-' || i FROM generate_series(1, 500) i;
-         CREATE MATERIALIZED VIEW mat AS SELECT id, 'canary-mat-' || id AS secret FROM heap;
-         CREATE TABLE empty (id int, secret text);
-         CREATE INDEX i_empty ON empty (secret)"
-    ));
-    sql.run("DELETE FROM heap WHERE id % 7 = 0");
-    sql.run("VACUUM heap");
-}
-
-/// What the rows of [`fill`] give, found through a scan and through an index.
-const SUMS: &str = "SELECT (SELECT count(*) || ' ' || sum(hashtext(h::text)) FROM heap h),
-    (SELECT count(*) || ' ' || sum(hashtext(t::text)) FROM toasted t),
-    (SELECT count(*) || ' ' || sum(hashtext(m::text)) FROM mat m)";
-
-fn sums(sql: &mut Sql) -> Vec<String> {
-    sql.run("CREATE EXTENSION IF NOT EXISTS amcheck");
-    sql.run("SELECT bt_index_check('i_btree', true), verify_heapam('heap'), verify_heapam('toasted')");
-    sql.rows(SUMS).remove(0)
-}
-
-fn state(cluster: &Cluster) -> String {
-    cluster.text("SELECT state FROM tde.tablespaces WHERE name = 'ts'")
-}
-
-fn wait_until(cluster: &Cluster, expected: &str) {
-    let begin = Instant::now();
-    while state(cluster) != expected {
-        assert!(
-            begin.elapsed() < Duration::from_secs(90),
-            "it stays {}\n{}",
-            state(cluster),
-            cluster.log_since_start()
-        );
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// No plaintext of ours, no page that is not encrypted. Buffers of unlogged relations are written out by a checkpoint of a shutdown only.
-fn assert_encrypted(cluster: &Cluster) {
-    assert_encrypted_in(cluster, "ts", &cluster.ts_dir().join("ts"));
-}
-
-fn assert_encrypted_in(cluster: &Cluster, tablespace: &str, dir: &Path) {
-    cluster.run("CHECKPOINT");
-    let relation_files: Vec<_> = files::relation_files(dir)
-        .into_iter()
-        .filter(|path| !path.file_name().unwrap().to_str().unwrap().starts_with('t'))
-        .collect();
-    assert!(!relation_files.is_empty());
-    for path in &relation_files {
-        for (block, page) in files::pages(path).iter().enumerate() {
-            let zero = page.iter().all(|byte| *byte == 0);
-            assert!(zero || files::looks_random(page), "{} block {block} is in clear", path.display());
-        }
-    }
-    assert_eq!(files::files_with(dir, b"canary"), Vec::<PathBuf>::new());
-    let damaged =
-        cluster.rows(&format!("SELECT * FROM tde.verify_tablespace('{tablespace}') WHERE damaged > 0"));
-    assert!(damaged.is_empty(), "{damaged:?}");
-}
+use crate::filled::{SUMS, assert_encrypted, assert_encrypted_in, fill, state, sums, wait_until, work};
 
 #[test]
 fn a_tablespace_with_data_is_encrypted_while_it_is_used() {
@@ -123,24 +45,6 @@ fn a_tablespace_with_data_is_encrypted_while_it_is_used() {
         assert_encrypted(&cluster);
         assert_eq!(cluster.int("SELECT count(*) FROM loose WHERE secret = 'canary-loose-again'"), 1);
     }
-}
-
-/// A client that keeps changing rows and knows what they must be. Returns how many statements were acknowledged.
-fn work(mut sql: Sql, stop: std::sync::Arc<std::sync::atomic::AtomicBool>) -> i64 {
-    let mut acknowledged = 0;
-    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-        let statement = format!(
-            "BEGIN; INSERT INTO ledger VALUES ({acknowledged}, 'canary-ledger-' || repeat('x', {}));
-             UPDATE heap SET secret = 'canary-updated-' || id WHERE id % 997 = {}; COMMIT",
-            acknowledged % 900,
-            acknowledged % 997
-        );
-        match sql.try_run(&statement) {
-            Ok(()) => acknowledged += 1,
-            Err(_) => break, // killed
-        }
-    }
-    acknowledged
 }
 
 /// SIGKILL to everything in the middle of the job, again and again; the job goes on after each start by itself.
@@ -414,117 +318,4 @@ fn a_job_that_fails_is_begun_again() {
     wait_until(&cluster, "encrypted");
     assert_eq!(sums(&mut cluster.connect("postgres")), before);
     assert_encrypted(&cluster);
-}
-
-/// The first key is gone from every page afterwards: with only the second, all of them open.
-#[test]
-fn a_data_key_is_rotated_while_it_is_used() {
-    let mut primary = Cluster::builder().fsync().conf("wal_keep_size", "1GB").start();
-    primary.plain_tablespace("ts");
-    primary.run("SELECT tde.encrypt_tablespace('ts')");
-    fill(&mut primary.connect("postgres"), 6000);
-    primary.run("CREATE TABLE ledger (n int, filler text) TABLESPACE ts");
-    let mut standby = Cluster::standby_of(&primary);
-    primary.configure("pg_tde.job_cost_limit", "32");
-    primary.configure("pg_tde.job_cost_delay", "20ms");
-    primary.run("SELECT pg_reload_conf()");
-    primary.try_run("SELECT tde.rotate_data_key('pg_default')").expect_err("it is not encrypted");
-    for version in 2..=3 {
-        let ciphertext = files::pages(&primary.file_of("toasted"));
-        primary.run("TRUNCATE ledger");
-        primary.run("SELECT tde.rotate_data_key('ts')");
-        assert_eq!(state(&primary), "rotating");
-        assert_eq!(primary.text("SELECT kind FROM tde.jobs"), "rotate");
-        primary.try_run("SELECT tde.rotate_data_key('ts')").expect_err("it is rotating");
-        let mut expected = 0;
-        for crash in 0..2 {
-            let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-            let (session, stopped) = (primary.connect("postgres"), stop.clone());
-            primary.run("TRUNCATE ledger");
-            let client = thread::spawn(move || work(session, stopped));
-            thread::sleep(Duration::from_millis(150 + 250 * crash));
-            primary.crash();
-            expected = client.join().unwrap();
-            primary.start();
-            let found = primary.int("SELECT count(*) FROM ledger");
-            assert!(found == expected || found == expected + 1, "{found} of {expected}");
-        }
-        standby.crash_and_recover();
-        wait_until(&primary, "encrypted");
-        let found = primary.int("SELECT count(*) FROM ledger WHERE filler LIKE 'canary-ledger-%'");
-        assert!(found == expected || found == expected + 1, "{found} of {expected}");
-        assert_eq!(
-            primary.text("SELECT key_version FROM tde.tablespaces WHERE name = 'ts'"),
-            version.to_string()
-        );
-        assert_encrypted(&primary);
-        let now = files::pages(&primary.file_of("toasted"));
-        assert!(
-            ciphertext
-                .iter()
-                .zip(&now)
-                .all(|(old, new)| old[10..] != new[10..] || old.iter().all(|b| *b == 0))
-        );
-        let active =
-            "SELECT string_agg(key_state, ',' ORDER BY key_version) FROM tde.keys WHERE scope LIKE '%ts%'";
-        assert_eq!(primary.text(active), format!("{}active", "decrypt-only,".repeat(version - 1)));
-    }
-    let before = sums(&mut primary.connect("postgres"));
-    primary.crash_and_recover();
-    assert_eq!(sums(&mut primary.connect("postgres")), before);
-    let target = primary.text("SELECT pg_current_wal_flush_lsn()");
-    while standby.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) != "t" {
-        thread::sleep(Duration::from_millis(20));
-    }
-    assert_eq!(standby.rows(SUMS).remove(0), before, "on the standby");
-    // Promoted in the middle of a third rotation.
-    primary.run("SELECT tde.rotate_data_key('ts')");
-    thread::sleep(Duration::from_millis(700));
-    let target = primary.text("SELECT pg_current_wal_flush_lsn()");
-    while standby.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) != "t" {
-        thread::sleep(Duration::from_millis(20));
-    }
-    primary.crash();
-    assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
-    wait_until(&standby, "encrypted");
-    assert_eq!(sums(&mut standby.connect("postgres")), before, "promoted");
-    assert_encrypted(&standby);
-    standby.restart();
-    assert_eq!(sums(&mut standby.connect("postgres")), before);
-    assert_eq!(standby.text("SELECT key_version FROM tde.tablespaces WHERE name = 'ts'"), "4");
-}
-
-/// A base backup begins before a job and ends after it, or lies within it; encrypting and rotating.
-#[test]
-fn a_base_backup_that_overlaps_a_job_restores() {
-    let slow = [("pg_tde.job_cost_limit", "16"), ("pg_tde.job_cost_delay", "60ms")];
-    for within in [false, true] {
-        let primary = Cluster::builder().conf("wal_keep_size", "1GB").start();
-        primary.plain_tablespace("ts");
-        fill(&mut primary.connect("postgres"), 6000);
-        for statement in ["SELECT tde.encrypt_tablespace('ts')", "SELECT tde.rotate_data_key('ts')"] {
-            let before = sums(&mut primary.connect("postgres"));
-            if within {
-                slow.iter().for_each(|(name, value)| primary.configure(name, value));
-                primary.run("SELECT pg_reload_conf()");
-                thread::sleep(Duration::from_millis(200));
-                primary.run(statement);
-            }
-            let options = ["--checkpoint=fast", "--wal-method=stream", "--max-rate=16M"];
-            let mut restored = Cluster::backup_of(&primary, &options, || {
-                if !within {
-                    primary.run(statement);
-                    wait_until(&primary, "encrypted");
-                }
-            });
-            restored.start();
-            assert_eq!(restored.rows(SUMS).remove(0), before, "{statement}, within: {within}");
-            wait_until(&restored, "encrypted");
-            assert_eq!(sums(&mut restored.connect("postgres")), before, "{statement}, within: {within}");
-            assert_encrypted(&restored);
-            restored.crash_and_recover();
-            assert_eq!(sums(&mut restored.connect("postgres")), before, "{statement}, within: {within}");
-            wait_until(&primary, "encrypted");
-        }
-    }
 }

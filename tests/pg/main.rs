@@ -4,7 +4,9 @@
 mod canary;
 mod crash;
 mod ddl;
+mod decrypt;
 mod double_write;
+mod filled;
 mod interrupted;
 mod jobs;
 mod keys;
@@ -12,6 +14,7 @@ mod races;
 mod refusals;
 mod regress;
 mod restore;
+mod rotation;
 mod secrets;
 mod standby;
 mod stock_tools;

@@ -138,7 +138,7 @@ unsafe extern "C-unwind" fn seal_page(
         Err(error) => report::page_error("write", at, &error),
     };
     Process::with(table, |process| {
-        if existing && double_write::needed(at, lsn) {
+        if existing && double_write::needed(table, at, lsn) {
             if let Err(error) = double_write::put(table, at, &process.scratch.0) {
                 report::double_write_error(at, &error);
             }

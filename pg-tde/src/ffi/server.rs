@@ -6,7 +6,7 @@
 use std::ffi::{CStr, CString, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use page_cipher::pg::{self, PAGE_SIZE, Page};
+use page_cipher::pg::{self, Fork, PAGE_SIZE, Page};
 use pgrx::pg_sys;
 
 use crate::ffi::compat::{self, RelationId};
@@ -42,6 +42,12 @@ pub(crate) fn reached_consistency() -> bool {
 pub(crate) fn replay_position() -> u64 {
     // SAFETY: a null timeline pointer is allowed; the rest is shared memory under its spinlock.
     unsafe { pg_sys::GetXLogReplayRecPtr(std::ptr::null_mut()) }
+}
+
+/// Where the WAL ends now, durable or not. Not in recovery.
+pub(crate) fn wal_insert_position() -> u64 {
+    // SAFETY: reads shared memory under its spinlock.
+    unsafe { pg_sys::GetXLogInsertRecPtr() }
 }
 
 /// Makes WAL durable up to the end of a record; in recovery: lets no recovery end before it.
@@ -258,9 +264,15 @@ pub(crate) unsafe fn copy_page(source: *const c_void, target: &mut Page) {
     unsafe { std::ptr::copy_nonoverlapping(source.cast::<u8>(), target.as_mut_ptr(), PAGE_SIZE) }
 }
 
-/// Path below the data directory of the segment file that holds a block of the main fork, and the block in it.
-pub(crate) fn segment_path(relation: RelationId, block: u32) -> (std::path::PathBuf, u32) {
-    let base = compat::relation_path(relation);
+/// Path below the data directory of the segment file that holds a block of a fork, and the block in it.
+pub(crate) fn segment_path(relation: RelationId, fork: Fork, block: u32) -> (std::path::PathBuf, u32) {
+    let base = compat::relation_path(relation)
+        + match fork {
+            Fork::Main => "",
+            Fork::Fsm => "_fsm",
+            Fork::Vm => "_vm",
+            Fork::Init => "_init",
+        };
     let (segment, block) = (block / pg_sys::RELSEG_SIZE, block % pg_sys::RELSEG_SIZE);
     let path = if segment == 0 { base } else { format!("{base}.{segment}") };
     (path.into(), block)

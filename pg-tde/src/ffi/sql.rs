@@ -57,6 +57,15 @@ fn rotate_data_key(name: &str, wait: bool) -> i64 {
     }
 }
 
+/// `tde.decrypt_tablespace(name text, wait boolean)`: the job.
+#[pg_extern(sql = false)]
+fn decrypt_tablespace(name: &str, wait: bool) -> i64 {
+    match tablespace::decrypt(name, wait) {
+        Ok(job) => job.cast_signed(),
+        Err(error) => fail(&error),
+    }
+}
+
 /// `tde.tablespace_is_encrypted(tablespace oid)`
 #[pg_extern(sql = false)]
 fn tablespace_is_encrypted(tablespace: pg_sys::Oid) -> bool {
@@ -106,7 +115,7 @@ fn tablespace_lines() -> TableIterator<
         .map(|line| {
             let of_it = table.lines().filter(|other| other.line == line.line && other.span.end != 0);
             let first = of_it.min_by_key(|other| other.version).unwrap_or(line);
-            let state = if line.span.in_force() { table.state(line.tablespace) } else { None };
+            let state = if line.span.alive() { table.state(line.tablespace) } else { None };
             (
                 line.line.cast_signed(),
                 pg_sys::Oid::from(line.tablespace),
@@ -115,7 +124,7 @@ fn tablespace_lines() -> TableIterator<
                 position(first.span.start),
                 position(line.span.end),
                 matches!(table.dek(line.index), Ok(Some(_))),
-                state.map_or("dropped", State::name),
+                state.map_or("ended", State::name),
             )
         })
         .collect();

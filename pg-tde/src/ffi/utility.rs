@@ -161,7 +161,7 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<()> {
                 background::keep_jobs_out_of_databases();
                 server::lock_keyring_to_end(true);
                 let touched = [server::tablespace_oid(&target), database_tablespace(database)];
-                if touched.into_iter().flatten().any(|oid| table.active(oid).is_some()) {
+                if touched.into_iter().flatten().any(|oid| table.state(oid).is_some()) {
                     refuse(
                         "ALTER DATABASE ... SET TABLESPACE is not possible from or to an encrypted tablespace",
                         "It copies files, and a page decrypts only in its own relation. Create a database in the tablespace (CREATE DATABASE ... TEMPLATE ... TABLESPACE ...) or move relations with ALTER TABLE ... SET TABLESPACE.",
