@@ -152,7 +152,7 @@ impl Database {
 
     /// A key error with this file's name.
     pub(crate) fn keys_error(&self, source: KeysError) -> VfsError {
-        VfsError::Keys { file: self.path.clone(), source }
+        VfsError::Keys { file: self.path.clone(), place: None, source }
     }
 }
 

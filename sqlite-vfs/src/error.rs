@@ -101,10 +101,12 @@ pub enum VfsError {
         code: i32,
     },
     /// Keys cannot be had.
-    #[error("{file}: {source}")]
+    #[error("{file}: {}{source}", .place.map_or_else(String::new, |place| format!("{place}: ")))]
     Keys {
         /// The database file.
         file: String,
+        /// What is sealed under the key, if it is about one.
+        place: Option<Place>,
         /// Why.
         source: KeysError,
     },
@@ -212,6 +214,14 @@ pub enum VfsError {
         /// The file.
         file: String,
     },
+    /// The connection's main database lies in memory, so that it does not show where temporary files go.
+    #[error(
+        "{file}: the connection's main database was replaced by sqlite3_deserialize (or is under vfs=memdb), which hides whether temporary files would be encrypted; run `PRAGMA temp.page_size` first if the connection was opened under vfs=tde, or attach before deserializing"
+    )]
+    MainInMemory {
+        /// The file.
+        file: String,
+    },
     /// A rollback journal cannot be used.
     #[error("{file}: {fault}")]
     Journal {
@@ -293,6 +303,14 @@ pub(crate) mod sqlite_code {
 }
 
 impl VfsError {
+    /// Names what a key was needed for.
+    pub(crate) fn for_place(mut self, needed_for: Place) -> Self {
+        if let Self::Keys { place, .. } = &mut self {
+            *place = Some(needed_for);
+        }
+        self
+    }
+
     /// Why, as a number; none if the VFS below gave the code.
     pub fn reason(&self) -> Option<Reason> {
         Some(match self {
@@ -306,7 +324,7 @@ impl VfsError {
             Self::OtherFile { .. } => Reason::OtherFile,
             Self::Header { .. } | Self::ReserveInUse { .. } | Self::Misplaced { .. } => Reason::Unsupported,
             Self::Forked { .. } => Reason::Forked,
-            Self::PlainTemp { .. } => Reason::PlainTemp,
+            Self::PlainTemp { .. } | Self::MainInMemory { .. } => Reason::PlainTemp,
             Self::Journal { .. } => Reason::Journal,
             Self::Wal { .. } => Reason::Wal,
             Self::NoDatabase { .. } => Reason::Config,

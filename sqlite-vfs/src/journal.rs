@@ -301,7 +301,8 @@ impl Journal {
             (None, _) | (_, 0) => Err(Closed::Torn),
             (Some(keys), version) => {
                 let identity = Identity { file: keys.file_id(), page: number, kind: Kind::Database };
-                page::open(&*self.version(&keys, version)?, identity, page)
+                let keys = self.version(&keys, version);
+                page::open(&*keys.map_err(|error| error.for_place(Place::Page(number)))?, identity, page)
             }
         };
         opened.map_err(|closed| {

@@ -205,7 +205,9 @@ impl<R: RawFile> MainDb<R> {
         let Cached { file, keys, .. } = match self.cached_keys() {
             Some(cached) if cached.keys.version == version => cached.clone(),
             _ => match self.db.keys() {
-                Some(file) => self.version_keys(generation, file, version)?,
+                Some(file) => self
+                    .version_keys(generation, file, version)
+                    .map_err(|error| error.for_place(Place::Page(number)))?,
                 None => return Err(self.headless()),
             },
         };

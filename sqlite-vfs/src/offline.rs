@@ -8,10 +8,14 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::{ControlFlow, RangeInclusive};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
+
+mod wal;
+
+pub use wal::{FrameFault, WalVerdict};
 
 use crate::format::header::{self, CLEAR_LEN, Found};
 use crate::format::page::{self, Closed, Identity, Kind};
@@ -90,6 +94,12 @@ pub enum OfflineError {
         /// Why not.
         source: io::Error,
     },
+    /// A folder, a pipe or a device.
+    #[error("{} is no regular file", path.display())]
+    NoFile {
+        /// The path.
+        path: PathBuf,
+    },
     /// Whoever asked does not want to know any more.
     #[error("stopped before {} was looked at whole", path.display())]
     Stopped {
@@ -162,7 +172,7 @@ impl Verdict {
 /// It cannot be opened or read.
 pub fn identify(path: &Path) -> Result<Identified> {
     let failed = |action| move |source| OfflineError::Io { action, path: path.into(), source };
-    let file = File::open(path).map_err(failed("open"))?;
+    let file = open_regular(path)?;
     let len = file.metadata().map_err(failed("look at"))?.len();
     if len == 0 {
         return Ok(Identified::Empty);
@@ -184,6 +194,18 @@ pub fn identify(path: &Path) -> Result<Identified> {
         },
         Found::Foreign => Identified::Foreign,
     })
+}
+
+/// Opens a file to read. Never waits for whoever may be at the other end of a pipe.
+fn open_regular(path: &Path) -> Result<File> {
+    let failed = |action| move |source| OfflineError::Io { action, path: path.into(), source };
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed("open"))?;
+    if file.metadata().map_err(failed("look at"))?.is_file() {
+        Ok(file)
+    } else {
+        Err(OfflineError::NoFile { path: path.into() })
+    }
 }
 
 impl DatabaseFile {

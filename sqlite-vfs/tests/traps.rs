@@ -315,3 +315,48 @@ fn a_pragma_waits_for_a_lock_and_then_says_busy() {
     other.execute_batch("COMMIT").unwrap();
     assert_eq!(waiting.join().unwrap(), "ok");
 }
+
+#[test]
+fn whoever_comes_while_the_database_is_being_made_is_told_busy() {
+    let scratch = Scratch::new();
+    for mode in ["DELETE", "MEMORY", "OFF"] {
+        let name = format!("{mode}.db");
+        let first = scratch.open(&name);
+        first.execute_batch(&format!("PRAGMA cache_size=3; PRAGMA journal_mode={mode}; BEGIN")).unwrap();
+        fill(&first, 500);
+        assert!(scratch.bytes(&name)[..4096].iter().all(|byte| *byte == 0), "page 1 comes last");
+        let second = scratch.open(&name);
+        second.busy_timeout(std::time::Duration::ZERO).unwrap();
+        let error = try_text(&second, "SELECT count(*) FROM t").unwrap_err();
+        assert_eq!(primary(&error), Some(ErrorCode::DatabaseBusy), "{mode}: {error}");
+        first.execute_batch("COMMIT").unwrap();
+        assert_healthy(&second, 500);
+    }
+}
+
+#[test]
+fn a_deserialized_main_database_is_not_called_plain() {
+    let scratch = Scratch::new();
+    drop(scratch.open("a.db"));
+    let attach = format!("ATTACH '{}' AS enc; CREATE TABLE enc.t(x)", scratch.uri("a.db", ""));
+    let image = {
+        let mut source = open("file::memory:").unwrap();
+        source.execute_batch("CREATE TABLE m(x)").unwrap();
+        source.serialize("main").unwrap().to_vec()
+    };
+    let deserialized = |uri: &str| {
+        let mut db = open(uri).unwrap();
+        db.deserialize_read_exact("main", &image[..], image.len(), false).unwrap();
+        db
+    };
+    let db = deserialized("file::memory:?vfs=tde");
+    assert_eq!(reason(&db.execute_batch(&attach).unwrap_err()), 0xDD);
+    assert!(tde_rusqlite::last_error().contains("PRAGMA temp.page_size"), "{}", tde_rusqlite::last_error());
+    // As the message says.
+    db.execute_batch("PRAGMA temp.page_size").unwrap();
+    db.execute_batch(&attach).unwrap();
+    // Nobody is let in by that whose temporary files are really plaintext.
+    let db = deserialized("file::memory:?vfs=unix");
+    db.execute_batch("PRAGMA temp.page_size").unwrap();
+    assert_eq!(reason(&db.execute_batch(&attach).unwrap_err()), 0xDD);
+}

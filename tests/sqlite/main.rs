@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod concurrency;
+mod errors;
 mod faults;
 mod kill;
 mod leak;
 mod reach;
+mod second;
 mod stock;
 mod suite;
 mod tamper;

@@ -77,14 +77,32 @@ impl Connection {
         if self.checked.load(Ordering::Relaxed) == db {
             return Ok(());
         }
-        let mut vfs: *mut sqlite3_vfs = ptr::null_mut();
-        // SAFETY: `db` is open; a null name means "main", and this control stores one pointer.
-        unsafe { (self.api.file_control)(db, ptr::null(), SQLITE_FCNTL_VFS_POINTER, (&raw mut vfs).cast()) };
-        if !is_ours(vfs) && !self.main_is_above_ours(db) {
-            return Err(VfsError::PlainTemp { file: file.to_owned() });
+        // SQLite opens the temporary schema when it is first named, under the VFS that all temporary files get.
+        let main = self.vfs_of(db, ptr::null());
+        if !is_ours(main) && !self.main_is_above_ours(db) && !is_ours(self.vfs_of(db, c"temp".as_ptr())) {
+            let file = file.to_owned();
+            return Err(if self.is_memdb(main) {
+                VfsError::MainInMemory { file }
+            } else {
+                VfsError::PlainTemp { file }
+            });
         }
         self.checked.store(db, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The VFS of one of the connection's databases, of the main one if `schema` is null; null if it is not open.
+    fn vfs_of(&self, db: *mut sqlite3, schema: *const c_char) -> *mut sqlite3_vfs {
+        let mut vfs: *mut sqlite3_vfs = ptr::null_mut();
+        // SAFETY: `db` is open, `schema` is null or a C string; this control stores one pointer, or nothing.
+        unsafe { (self.api.file_control)(db, schema, SQLITE_FCNTL_VFS_POINTER, (&raw mut vfs).cast()) };
+        vfs
+    }
+
+    /// Whether this is the VFS that `sqlite3_deserialize` puts a database under, whatever the connection's is.
+    fn is_memdb(&self, vfs: *mut sqlite3_vfs) -> bool {
+        // SAFETY: the name is a C string; the VFS that is found is only compared.
+        !vfs.is_null() && vfs == unsafe { (self.api.vfs_find)(c"memdb".as_ptr()) }
     }
 
     /// Whether the main database is under another shim that lies on ours.

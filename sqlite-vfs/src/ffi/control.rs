@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::abi::*;
-use super::file::{self, Handle};
+use super::file;
+use super::handle::Handle;
 use crate::error::{Result, VfsError};
 use crate::main_db::MainDb;
 use crate::status::{self, Pragma};

@@ -20,6 +20,7 @@ mod api;
 mod connection;
 mod control;
 mod file;
+mod handle;
 mod parent;
 mod register;
 mod report;

@@ -29,6 +29,15 @@ impl ParentFile {
         unsafe { &*(*self.file).pMethods }
     }
 
+    /// Whether a connection, of this process or of another, is writing.
+    pub(super) fn is_reserved(&self) -> Result<bool> {
+        let Some(check) = self.methods().xCheckReservedLock else { return self.missing("asking for locks") };
+        let mut reserved = 0;
+        // SAFETY: the file is open (`new`), `reserved` outlives the call.
+        self.outcome(unsafe { check(self.file, &raw mut reserved) }, "asking for locks")?;
+        Ok(reserved != 0)
+    }
+
     fn outcome(&self, code: c_int, action: &'static str) -> Result<()> {
         if code == SQLITE_OK {
             return Ok(());

@@ -5,7 +5,8 @@ use core::ptr;
 use std::sync::Arc;
 
 use super::abi::*;
-use super::file::{self, Handle, ShimFile};
+use super::file::{self, ShimFile};
+use super::handle::Handle;
 use super::parent::ParentFile;
 use super::register::Shim;
 use super::report::report;
@@ -188,7 +189,7 @@ unsafe fn database_of(shim: &Shim, name: *const c_char) -> Result<Database> {
     let path = display_name(name);
     // SAFETY: by the caller's promise the name can be asked for URI parameters.
     let from_uri = Settings::from_uri(|key: &str| unsafe { uri_parameter(shim, name, key) })
-        .map_err(|source| VfsError::Keys { file: path.clone(), source: source.into() })?;
+        .map_err(|source| VfsError::Keys { file: path.clone(), place: None, source: source.into() })?;
     Ok(Database::new(path, Arc::new(Configured::new(from_uri, shim.settings.clone()))))
 }
 
@@ -202,12 +203,17 @@ unsafe fn open_main(shim: &'static Shim, parent: ParentFile, name: *const c_char
     // SAFETY: the caller's promise.
     let database = Arc::new(unsafe { database_of(shim, name)? });
     let mut main = MainDb::new(parent, database.clone())?;
-    match main.look()? {
-        State::Known => {}
-        State::Empty => database.ready_to_create()?,
-        // SAFETY: the name is a main database's.
-        State::Headless if unsafe { has_journal(shim, name) } => {}
-        State::Headless => return Err(main.headless()),
+    let mut state = main.look()?;
+    // SAFETY: the name is a main database's.
+    if state == State::Headless && !unsafe { has_journal(shim, name) } && !main.raw().is_reserved()? {
+        // Whoever was making the database has finished in between, or nobody is.
+        state = main.look()?;
+        if state == State::Headless {
+            return Err(main.headless());
+        }
+    }
+    if state == State::Empty {
+        database.ready_to_create()?;
     }
     database::remember(name.addr(), database);
     Ok(Handle::main(shim, main, name, plain_temp))

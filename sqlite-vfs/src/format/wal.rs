@@ -101,6 +101,12 @@ impl Header {
         salts
     }
 
+    /// The checksum that the first frame's begins with: the header's, as SQLite sees it.
+    pub(crate) fn sums(&self) -> [u32; 2] {
+        let shown = self.to_sqlite();
+        [field(&shown, 24), field(&shown, 28)]
+    }
+
     /// Continues the checksum `sums` over `data`, in this WAL's byte order.
     pub(crate) fn checksum_on(&self, sums: [u32; 2], data: &[u8]) -> [u32; 2] {
         let word: fn([u8; 4]) -> u32 =
@@ -153,11 +159,25 @@ impl FrameHeader {
         self.0[BLOCK_AT..].iter().all(|byte| *byte == 0)
     }
 
+    /// Whether a transaction ends with this frame.
+    pub(crate) fn is_commit(&self) -> bool {
+        field(&self.0, 4) != 0
+    }
+
+    /// SQLite's checksum of the WAL up to this frame.
+    pub(crate) fn sums(&self) -> [u32; 2] {
+        [field(&self.0, 16), field(&self.0, 20)]
+    }
+
+    /// What that must be for a frame with this page (in clear) after `before`.
+    pub(crate) fn sums_after(&self, wal: &Header, before: [u32; 2], page: &[u8]) -> [u32; 2] {
+        wal.checksum_on(wal.checksum_on(before, &self.0[..8]), page)
+    }
+
     /// The header of a frame that repeats this one and its `page` (in clear).
     pub(crate) fn repeated(&self, wal: &Header, page: &[u8]) -> Self {
         let mut next = *self;
-        let sums = wal.checksum_on([field(&self.0, 16), field(&self.0, 20)], &self.0[..8]);
-        put(&mut next.0[16..], wal.checksum_on(sums, page));
+        put(&mut next.0[16..], self.sums_after(wal, self.sums(), page));
         next
     }
 

@@ -138,6 +138,12 @@ impl From<SettingsError> for KeysError {
 }
 
 impl KeysError {
+    /// Whether this data key was destroyed by itself, not with the master key of everything.
+    pub(crate) fn is_destroyed(&self) -> bool {
+        let Self::Keyring(error) = self else { return false };
+        matches!(**error, KeyringError::KeyDestroyed { source: None, .. })
+    }
+
     /// The extended code.
     pub fn reason(&self) -> Reason {
         match self {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use keyring::{KeyVersion, LineNumber, Scope};
+use keyring::{KeyVersion, LineNumber, Scope, Unlocked};
 use page_cipher::gcm_siv::Aes256GcmSiv;
 use page_cipher::kdf::{self, Purpose};
 use page_cipher::xts::Aes256Xts;
@@ -151,6 +151,35 @@ impl FileKeys {
     pub fn scope(&self) -> Result<Scope, KeysError> {
         let home = self.home(self.active_version())?;
         home.keyring.scope(home.line)
+    }
+
+    /// Plans the destruction of an old version for `not_before` (seconds since 1970) or later. Until then it can be taken back.
+    ///
+    /// # Errors
+    /// The version is the active one, or destroyed already; the keyring cannot be written.
+    pub fn plan_destruction(&self, version: u32, not_before: u64) -> Result<Scope, KeysError> {
+        let home = self.home(version)?;
+        let plan = |keyring: &Unlocked| keyring.plan_destruction(home.line, KeyVersion(version), not_before);
+        home.keyring.change(plan)
+    }
+
+    /// Takes a planned destruction back.
+    ///
+    /// # Errors
+    /// None was planned; the keyring cannot be written.
+    pub fn cancel_destruction(&self, version: u32) -> Result<Scope, KeysError> {
+        let home = self.home(version)?;
+        home.keyring.change(|keyring| keyring.cancel_destruction(home.line, KeyVersion(version)))
+    }
+
+    /// Destroys a version whose time has come. Whether anything needs it is for the caller to know. What has the key in memory keeps
+    /// it there.
+    ///
+    /// # Errors
+    /// It was not planned, or it is too early; the keyring cannot be written.
+    pub fn destroy(&self, version: u32) -> Result<Scope, KeysError> {
+        let home = self.home(version)?;
+        home.keyring.change(|keyring| keyring.destroy(home.line, KeyVersion(version)))
     }
 
     /// Directory of the keyring that the keys come from.

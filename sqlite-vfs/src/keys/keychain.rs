@@ -71,6 +71,16 @@ impl OpenKeyring {
         Ok(self.unlocked.add_version(line, &*session)?)
     }
 
+    /// Changes a record, and lets the HSM know, so that the keyring of before is noticed.
+    pub(super) fn change(
+        &self,
+        change: impl FnOnce(&Unlocked) -> keyring::Result<Scope>,
+    ) -> Result<Scope, KeysError> {
+        let scope = change(&self.unlocked)?;
+        self.hsm.with(|hsm| self.unlocked.remember_generation(hsm))?;
+        Ok(scope)
+    }
+
     pub(super) fn add_file(&self, id: FileId) -> Result<(Scope, Dek), KeysError> {
         let new = || NewScope {
             kind: ScopeKind::SqliteFile { file_id: id.0 },

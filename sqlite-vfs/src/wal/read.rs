@@ -79,6 +79,11 @@ impl Wal {
                 buf.fill(0);
                 Ok(Read::Full)
             }
+            // A key is destroyed when nothing needs it any more: what is left is of an earlier generation.
+            (Err(VfsError::Keys { source, .. }), Mode::Recovery) if source.is_destroyed() => {
+                buf.fill(0);
+                Ok(Read::Full)
+            }
             (Err(error), _) => Err(error),
         }
     }
@@ -137,7 +142,8 @@ impl Wal {
         let (number, version) = (head.page(), page::version(page));
         let place = Place::Frame { page: number, frame };
         let file = || raw.name().to_owned();
-        let Some((keys, version_keys)) = self.keys_of(version)? else {
+        let found = self.keys_of(version).map_err(|error| error.for_place(place))?;
+        let Some((keys, version_keys)) = found else {
             return Err(VfsError::NotAuthentic { file: file(), place, version });
         };
         let head = FrameHeader::from_disk(head.0, &version_keys.wal_frame, frame);
