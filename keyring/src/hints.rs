@@ -19,6 +19,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{KeyringError, Result};
 use crate::failpoint;
@@ -50,8 +51,10 @@ impl FileStore {
             self.make_own_dir(&self.dir().join(BY_FILE))?;
             self.make_own_dir(&shard)?;
         }
-        // Whoever mends a hint holds no lock: two of them must not share a name.
-        let name = format!("{}.{}", hex::encode(file_id), std::process::id());
+        // Whoever mends a hint holds no lock: two of them, be they threads, must not share a name.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}.{}.{count}", hex::encode(file_id), std::process::id());
         let written = self.write_tmp(&name, encode(line.0).as_bytes(), false)?;
         fs::rename(written, &path).map_err(io_error("replace", &path))
     }

@@ -77,6 +77,22 @@ fn a_record_that_cannot_be_read_may_be_the_one() {
 }
 
 #[test]
+fn threads_may_mend_one_hint_at_once() {
+    let (dir, master) = (scratch(), MemoryMaster::new());
+    let keyring = files(dir.path(), 1..=1, &master);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    keyring.store.write_hint(&[1; 12], LineNumber(1)).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(fs::read(hint(dir.path(), 1)).unwrap(), b"0000000000000001\n");
+}
+
+#[test]
 fn a_file_has_one_line() {
     let dir = scratch();
     let master = MemoryMaster::new();
