@@ -6,30 +6,13 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use common::{Bench, Done, flip_byte, tde};
+use common::{Bench, flip_byte, secret, tde};
 use rusqlite::Connection;
 
 const SECRET: &[u8] = b"known plaintext in every row";
-
-impl Bench {
-    /// Runs `tde sqlite` on a file, with keyring and credentials.
-    fn sqlite(&self, command: &str, file: &Path, more: &[&str]) -> Done {
-        let ring = self.path("ring");
-        let base = ["sqlite", command, file.to_str().unwrap(), "--keyring", ring.to_str().unwrap()];
-        self.tde_with_pin(&[&base[..], more].concat())
-    }
-
-    /// The same as a process.
-    fn sqlite_command(&self, command: &str, file: &Path) -> Command {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_tde"));
-        process.args(["sqlite", command]).arg(file).arg("--keyring").arg(self.path("ring"));
-        process.args(self.credentials()).stdout(Stdio::null()).stderr(Stdio::piped()).stdin(Stdio::null());
-        process
-    }
-}
 
 fn plain(path: &Path) -> Connection {
     Connection::open(path).unwrap()
@@ -331,25 +314,6 @@ fn what_is_committed_around_a_conversion_is_not_lost() {
         assert!(!converted || !wal.exists() || !contains(&wal, b"COMMITTED AROUND IT"), "round {round}");
         assert!(!bench.path(&format!("round{round}.db.tde-new")).exists(), "round {round}");
     }
-}
-
-/// A connection through the VFS in this process.
-fn secret(bench: &Bench, file: &Path) -> Connection {
-    static REGISTERED: std::sync::Once = std::sync::Once::new();
-    REGISTERED.call_once(|| {
-        tde_rusqlite::Vfs::builder().register().unwrap();
-    });
-    let (ring, pin) = (bench.path("ring"), bench.path("pin"));
-    let uri = format!(
-        "file:{}?vfs=tde&keyring={}&hsm={}&pin_file={}",
-        file.display(),
-        ring.display(),
-        bench.uri,
-        pin.display()
-    );
-    let db = Connection::open(uri).unwrap_or_else(|error| panic!("{error}: {}", tde_rusqlite::last_error()));
-    db.busy_timeout(Duration::from_secs(30)).unwrap();
-    db
 }
 
 #[test]

@@ -230,7 +230,9 @@ fn find(keyring: &Unlocked, directory: &Path, what: &str) -> Result<LineNumber> 
 }
 
 fn file_id(path: &Path) -> Result<[u8; 12]> {
-    let mut file = match File::open(path) {
+    // Not waiting for whoever may be at the other end of a pipe.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let mut file = match File::options().read(true).custom_flags(flags).open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(NoSuch::Thing(path.display().to_string()).into());
         }

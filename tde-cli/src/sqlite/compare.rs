@@ -27,11 +27,6 @@ pub(super) enum Difference {
     Differs { what: String },
     #[error("the copy does not pass SQLite's integrity check ({what}); the original was left as it is")]
     Integrity { what: String },
-    #[error(
-        "table \"{table}\" hides its row ids behind columns named rowid, _rowid_ and oid, so that the copy cannot be compared with \
-         the original"
-    )]
-    NoRowId { table: String },
 }
 
 /// One part of a database, and a hash of everything in it.
@@ -138,11 +133,9 @@ fn rows_of(path: &Path, db: &Connection, table: &Table, progress: &Progress) -> 
     if table.has_row_ids {
         let free = |name: &&str| !columns.iter().any(|column| column.eq_ignore_ascii_case(name));
         let name = ["rowid", "_rowid_", "oid"].into_iter().find(free);
-        // A column of such a name may be the row id; one of them is, where the table has it as its primary key.
-        match name {
-            Some(name) => selected.insert(0, name.to_owned()),
-            None if is_row_id(path, db, &table.name)? => {}
-            None => return Err(Difference::NoRowId { table: table.name.clone() }.into()),
+        // Where columns have all three names, no statement of any program can name the row id either.
+        if let Some(name) = name {
+            selected.insert(0, name.to_owned());
         }
     }
     // The order of the table's own tree, which needs no collation that only the application has.
@@ -160,12 +153,6 @@ fn rows_of(path: &Path, db: &Connection, table: &Table, progress: &Progress) -> 
         }
     }
     Ok(Part { name: format!("the rows of table \"{}\"", table.name), digest: hasher.finalize().into() })
-}
-
-/// Whether the table's primary key is another name of the row id.
-fn is_row_id(path: &Path, db: &Connection, table: &str) -> Result<bool> {
-    let sql = "SELECT count(*) = 1 AND max(upper(type)) = 'INTEGER' FROM pragma_table_xinfo(?1) WHERE pk > 0";
-    Ok(db.query_row(sql, [table], |row| row.get(0)).map_err(at(path))?)
 }
 
 /// Type, length and bytes: no two rows hash the same stream.

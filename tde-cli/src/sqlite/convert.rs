@@ -38,6 +38,11 @@ enum Refused {
     #[error("{} exists already; --keep needs another name", .0.display())]
     Kept(PathBuf),
     #[error(
+        "{error}, which only the application has; in it, with the VFS registered, run VACUUM INTO 'file:NEW?{parameter}' and put \
+         the new file in the place of this one; the original was left as it is"
+    )]
+    Lacks { error: SqliteError, parameter: &'static str },
+    #[error(
         "the converted database has {bad} pages that do not open when they are read from the disk; the original was left as it is"
     )]
     BadCopy { bad: u64 },
@@ -193,8 +198,18 @@ fn copy_into(
     bar.finish_and_clear();
     match copied {
         Err(_) if progress.stopped() => Err(Stopped("the database was left as it is").into()),
-        copied => Ok(copied.map(drop).map_err(at(path))?),
+        copied => Ok(copied.map(drop).map_err(|error| lacking(at(path)(error), to))?),
     }
+}
+
+/// Says what can be done where SQLite's copy needs functions, collations or modules that only the application has.
+fn lacking(error: SqliteError, to: &str) -> Box<dyn std::error::Error + Send + Sync> {
+    const LACKS: [&str; 4] = ["no such collation", "no such function", "unknown function", "no such module"];
+    if LACKS.iter().any(|what| error.to_string().contains(what)) {
+        let parameter = if to.starts_with(PLAIN) { "vfs=unix&reserve=0" } else { "vfs=tde" };
+        return Refused::Lacks { error, parameter }.into();
+    }
+    error.into()
 }
 
 /// The copy as it lies there, without SQLite. Returns its id if it is encrypted.

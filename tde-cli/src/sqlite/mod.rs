@@ -2,6 +2,7 @@
 
 mod compare;
 mod convert;
+mod destroy;
 mod info;
 mod progress;
 mod replace;
@@ -32,7 +33,9 @@ pub(crate) enum Command {
     Decrypt(convert::Args),
     /// Give a database a new data key and rewrite every page under it, while programs use it
     Rotate(rotate::Args),
-    /// Open every page on disk
+    /// Destroy an old data key, after a waiting period, if no page needs it any more
+    DestroyKey(destroy::Args),
+    /// Open every page on disk, and every committed frame of the WAL
     Verify(verify::Args),
     /// Show what a file is; with --keyring and --hsm also its keys
     Info(info::Args),
@@ -43,6 +46,7 @@ pub(crate) fn run(command: Command, output: &Output) -> CliResult {
         Command::Encrypt(args) => convert::encrypt(&args, output),
         Command::Decrypt(args) => convert::decrypt(&args, output),
         Command::Rotate(args) => rotate::run(&args, output),
+        Command::DestroyKey(args) => destroy::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Info(args) => info::run(&args, output),
     }

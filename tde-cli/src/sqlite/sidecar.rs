@@ -2,7 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::{At, Result};
 
@@ -81,7 +84,9 @@ fn length(path: &Path) -> Result<Option<u64>> {
 
 /// As SQLite decides it: a journal whose first byte is zero is none.
 fn journal_state(path: &Path) -> Result<Option<Journal>> {
-    let mut file = match File::open(path) {
+    // Not waiting for whoever may be at the other end of a pipe.
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let mut file = match File::options().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(At { path: path.into(), source }.into()),
