@@ -31,7 +31,7 @@ help:
 	@echo "make test      set up, build, run all tests on real servers; PG_MAJOR=17 for another version than 15"
 	@echo "make soak      the long versions of the tests"
 	@echo "make test-sqlite-suite   SQLite's own test suite in full on encrypted files (half an hour)"
-	@echo "make bench     encrypted against plain, side by side; QUICK=1 for a first impression"
+	@echo "make bench     encrypted against plain, side by side; QUICK=1 for a first impression in five minutes"
 	@echo "make lint      rustfmt, clippy with warnings as errors"
 	@echo "make typecheck type-check the extension for PostgreSQL 16, 17 and 18"
 	@echo "make install   extension where PG_CONFIG says, tde into PREFIX/bin; DESTDIR is honoured"
@@ -67,11 +67,17 @@ soak: setup build
 test-sqlite-suite: setup build
 	TDE_SOAK=1 $(CARGO) test --locked --workspace $(FEATURES) --test sqlite suite:: -- --nocapture
 
-# The benchmark measures release builds; the test profile leaves out the linker's optimisation.
+# Everything beside what it is compared with, and a report of it: in docs/benchmarks, of a quick run in target/bench/report.
+# Release builds; the test profile leaves out the linker's optimisation.
 bench: setup
 	$(MAKE) build PROFILE=release
-	QUICK=$(QUICK) $(CARGO) bench --locked --workspace $(FEATURES) --bench postgres
-	QUICK=$(QUICK) $(CARGO) bench --locked --workspace $(FEATURES) --bench sqlite
+	@mkdir -p target/bench; rm -f target/bench/*.json
+	$(CARGO) run --locked --release -q -p page-cipher --example page_speed -- --json target/bench/kernels.json
+	$(CARGO) run --locked --release -q -p page-cipher --example constant_time
+	$(if $(QUICK),,$(CARGO) run --locked --release -q --manifest-path page-cipher/compare/Cargo.toml -- --json target/bench/libraries.json)
+	@set -e; for bench in keys sqlite postgres report; do \
+	  QUICK=$(QUICK) $(CARGO) bench --locked --workspace $(FEATURES) --bench $$bench; \
+	done
 
 lint: setup
 	$(CARGO) fmt --all --check

@@ -5,6 +5,7 @@
 //! * [`Sql`]: a connection that speaks text, with errors that keep detail and hint.
 //! * [`SoftHsm`]: a software HSM made by the `tde` command.
 //! * [`sqlite`]: stock SQLite in processes of its own, on disks that can fail.
+//! * [`figures`]: what benchmarks measured, for the screen, JSON and the report.
 //! * [`files`]: what an attacker or a power cut does to files: flip, copy, tear, search.
 //!
 //! Servers run as user `postgres` when the tests run as root, listen on a Unix socket only, and live below
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test helper that cannot go on should stop its test")]
 
+pub mod figures;
 pub mod files;
 pub mod sqlite;
 

@@ -1,6 +1,7 @@
 //! The page ciphers beside aws-lc-rs, OpenSSL and RustCrypto, in one program and in turns.
 //!
-//! `cargo run --release --manifest-path page-cipher/compare/Cargo.toml`
+//! `cargo run --release --manifest-path page-cipher/compare/Cargo.toml`; `-- --json FILE` writes the figures for the
+//! report of `make bench`.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -16,11 +17,23 @@ use page_cipher::gcm_siv::{Aes256GcmSiv, Message};
 use page_cipher::hctr2::{Aes256Hctr2, Unit};
 use page_cipher::xts::Aes256Xts;
 use secret_mem::SecretBytes;
+use serde_json::{Value, json};
 
 const PAGES: usize = 32;
 const BATCH: usize = 8;
 const RUNS: usize = 201;
 const AAD: [u8; 24] = [2; 24];
+
+/// Ours, what it is compared with, and the ratio of times that the project aims at, by length.
+const PAIRS: [(&str, &str, [Option<f64>; 2]); 6] = [
+    ("hctr2, this crate", "xts, OpenSSL", [None, Some(0.625)]),
+    ("gcm-siv, this crate", "gcm-siv, aws-lc-rs", [Some(0.455), None]),
+    ("gcm-siv, this crate, batch of 8", "gcm-siv, aws-lc-rs", [None, None]),
+    ("gcm-siv, this crate", "gcm-siv, RustCrypto", [None, None]),
+    ("xts, this crate", "xts, OpenSSL", [None, None]),
+    ("hctr2, this crate", "copy", [None, None]),
+];
+const LENGTHS: [usize; 2] = [4096, 8192];
 
 type Pages = [[u8; 8192]];
 type Work<'a> = Box<dyn FnMut(&mut Pages) + 'a>;
@@ -39,7 +52,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let xts_mode = xts_mode::Xts128::new(half(0), half(32));
 
-    for len in [4096, 8192] {
+    let mut tables = Vec::new();
+    for (at, len) in LENGTHS.into_iter().enumerate() {
         let mut openssl = CipherCtx::new()?;
         openssl.encrypt_init(Some(Cipher::aes_256_xts()), Some(double_key.expose()), Some(&[1; 16]))?;
         let plain = vec![[7; 8192]; PAGES];
@@ -142,12 +156,46 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }),
             ),
         ];
-        report(len, operations);
+        let (names, times) = report(len, operations);
+        tables.push(table(at, &names, &times));
+    }
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--json");
+    if let Some(file) = arguments.next().and(arguments.next()) {
+        let suite = json!({
+            "name": "libraries", "title": "Page ciphers beside other libraries", "quick": false,
+            "conditions": [
+                format!("kernel {}; all in one program, in turns, pages in the second-level cache", Kernel::best()),
+                format!("smallest and largest here are the 5th and 95th of 100 of {RUNS} runs"),
+            ],
+            "tables": tables,
+        });
+        std::fs::write(file, serde_json::to_string_pretty(&suite)? + "\n")?;
     }
     Ok(())
 }
 
-fn report(len: usize, mut operations: Vec<(&str, Work)>) {
+/// In the form that the report of the benchmarks reads.
+fn table(at: usize, names: &[&str], times: &[Vec<f64>]) -> Value {
+    let of = |name: &str| &times[names.iter().position(|n| *n == name).expect("it was measured")];
+    let figures = PAIRS.map(|(ours, theirs, aims)| {
+        let ratios = of(ours).iter().zip(of(theirs)).map(|(a, b)| a / b).collect();
+        json!({
+            "name": format!("{ours}, against {theirs}"), "unit": "ns/page", "ratio": spread(ratios), "aim": aims[at],
+            "baseline": spread(of(theirs).clone())["median"], "subject": spread(of(ours).clone())["median"],
+        })
+    });
+    let title = format!("Sealing {} bytes", LENGTHS[at]);
+    json!({ "title": title, "baseline": "other", "subject": "ours", "quantity": "time", "figures": figures })
+}
+
+fn spread(mut runs: Vec<f64>) -> Value {
+    runs.sort_by(f64::total_cmp);
+    let at = |percent: usize| runs.get(runs.len() * percent / 100);
+    json!({ "median": at(50), "min": at(5), "max": at(95) })
+}
+
+/// Measures and prints; returns the names and each one's times in the order of the runs.
+fn report<'a>(len: usize, mut operations: Vec<(&'a str, Work)>) -> (Vec<&'a str>, Vec<Vec<f64>>) {
     let mut pages = vec![[7; 8192]; PAGES];
     let mut times = vec![Vec::new(); operations.len()];
     for _ in 0..RUNS {
@@ -162,9 +210,11 @@ fn report(len: usize, mut operations: Vec<(&str, Work)>) {
         "sealing {len} bytes, kernel {}, median of {RUNS} runs (5th to 95th percentile)",
         Kernel::best()
     );
-    for ((name, _), times) in operations.iter().zip(&mut times) {
+    for ((name, _), times) in operations.iter().zip(&times) {
+        let mut times = times.clone();
         times.sort_by(f64::total_cmp);
         let at = |share: usize| times[RUNS * share / 100];
         println!("  {name:<34} {:>7.0} ns ({:.0} to {:.0})", at(50), at(5), at(95));
     }
+    (operations.iter().map(|(name, _)| *name).collect(), times)
 }
