@@ -360,3 +360,33 @@ fn a_deserialized_main_database_is_not_called_plain() {
     db.execute_batch("PRAGMA temp.page_size").unwrap();
     assert_eq!(reason(&db.execute_batch(&attach).unwrap_err()), 0xDD);
 }
+
+#[test]
+fn device_promises_are_masked() {
+    use rusqlite::ffi;
+    /// Device characteristics, and the methods' version, of the main database's file.
+    fn device(db: &Connection) -> (i32, i32) {
+        let mut file: *mut ffi::sqlite3_file = std::ptr::null_mut();
+        // SAFETY: the connection is open, and this control stores a pointer to its file, which stays open during the calls.
+        unsafe {
+            let what = ffi::SQLITE_FCNTL_FILE_POINTER;
+            assert_eq!(
+                ffi::sqlite3_file_control(db.handle(), c"main".as_ptr(), what, (&raw mut file).cast()),
+                0
+            );
+            let methods = &*(*file).pMethods;
+            (methods.xDeviceCharacteristics.unwrap()(file), methods.iVersion)
+        }
+    }
+    let scratch = Scratch::new();
+    let kept = ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE
+        | ffi::SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN
+        | ffi::SQLITE_IOCAP_IMMUTABLE;
+    let plain = Connection::open(scratch.path("plain.db")).unwrap();
+    let (below, version) = device(&plain);
+    assert!(
+        below & !kept != 0 && version > 2,
+        "the VFS below promises nothing that must be masked: {below:#x}"
+    );
+    assert_eq!(device(&scratch.open("a.db")), (below & kept, 2));
+}

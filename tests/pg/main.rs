@@ -5,6 +5,7 @@ mod canary;
 mod crash;
 mod ddl;
 mod decrypt;
+mod demo;
 mod double_write;
 mod filled;
 mod interrupted;

@@ -13,4 +13,5 @@ mod stock;
 mod suite;
 mod tamper;
 mod together;
+mod traps;
 mod versions;

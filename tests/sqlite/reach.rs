@@ -100,6 +100,61 @@ fn the_rust_example_runs() {
     takes_notes(&sqlite, "rust.db", || sqlite.command(&program));
 }
 
+/// What `sqlite-runtimes.sh` prints, in words; `None` when the runtime cannot be had, which is said aloud.
+fn runtime(kind: &str) -> Option<Vec<String>> {
+    let dir = format!("/var/tmp/tde-sqlite-runtimes-{}", rustix::process::getuid().as_raw());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("sqlite-runtimes.sh");
+    let output = Command::new(script).args([kind, &dir]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(3) {
+        eprintln!("NOT RUN: the example for {kind}: {said}");
+        return None;
+    }
+    assert!(output.status.success(), "{kind}: {said}");
+    Some(String::from_utf8(output.stdout).unwrap().split_whitespace().map(str::to_owned).collect())
+}
+
+#[test]
+fn the_node_example_runs() {
+    if plain_mode() {
+        return;
+    }
+    let Some(node) = runtime("node") else { return };
+    let sqlite = Sqlite::new();
+    takes_notes(&sqlite, "node.db", || {
+        let mut command = sqlite.command(&node[0]);
+        command.arg(example("sqlite-node/notes.js")).arg(Sqlite::extension().with_extension(""));
+        command
+    });
+}
+
+#[test]
+fn the_java_example_runs() {
+    if plain_mode() {
+        return;
+    }
+    let Some(options) = runtime("java") else { return };
+    let sqlite = Sqlite::new();
+    takes_notes(&sqlite, "java.db", || {
+        let mut command = sqlite.command("java");
+        command.args(&options).arg(example("sqlite-java/Notes.java"));
+        command.arg(Sqlite::extension().with_extension(""));
+        command
+    });
+}
+
+/// Each example has a test above, the flights one in `tests/pg/demo.rs`.
+#[test]
+fn no_example_is_without_a_test() {
+    let mut examples: Vec<_> = fs::read_dir(example(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    examples.sort();
+    let tested = ["flights", "sqlite-c", "sqlite-java", "sqlite-node", "sqlite-python", "sqlite-rust"];
+    assert_eq!(examples, tested);
+}
+
 #[test]
 fn the_shell_loads_the_extension_by_name() {
     if plain_mode() {
