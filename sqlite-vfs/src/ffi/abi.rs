@@ -109,6 +109,7 @@ pub const SQLITE_NOTFOUND: c_int = 12;
 pub const SQLITE_CANTOPEN: c_int = 14;
 pub const SQLITE_MISUSE: c_int = 21;
 pub const SQLITE_IOERR_SHORT_READ: c_int = SQLITE_IOERR | 2 << 8;
+pub const SQLITE_IOERR_NOMEM: c_int = SQLITE_IOERR | 12 << 8;
 pub const SQLITE_OK_LOAD_PERMANENTLY: c_int = 1 << 8;
 
 pub const SQLITE_OPEN_CREATE: c_int = 0x04;

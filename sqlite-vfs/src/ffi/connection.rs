@@ -79,7 +79,10 @@ impl Connection {
         }
         // SQLite opens the temporary schema when it is first named, under the VFS that all temporary files get.
         let main = self.vfs_of(db, ptr::null());
-        if !is_ours(main) && !self.main_is_above_ours(db) && !is_ours(self.vfs_of(db, c"temp".as_ptr())) {
+        if !is_ours(main)
+            && !self.main_is_above_ours(db, file)?
+            && !is_ours(self.vfs_of(db, c"temp".as_ptr()))
+        {
             let file = file.to_owned();
             return Err(if self.is_memdb(main) {
                 VfsError::MainInMemory { file }
@@ -106,18 +109,25 @@ impl Connection {
     }
 
     /// Whether the main database is under another shim that lies on ours.
-    fn main_is_above_ours(&self, db: *mut sqlite3) -> bool {
+    fn main_is_above_ours(&self, db: *mut sqlite3, file: &str) -> Result<bool> {
         let mut names: *mut c_char = ptr::null_mut();
         // SAFETY: `db` is open; this control stores a string from sqlite3_malloc or nothing.
-        unsafe { (self.api.file_control)(db, ptr::null(), SQLITE_FCNTL_VFSNAME, (&raw mut names).cast()) };
+        let code = unsafe {
+            (self.api.file_control)(db, ptr::null(), SQLITE_FCNTL_VFSNAME, (&raw mut names).cast())
+        };
         if names.is_null() {
-            return false;
+            return match code {
+                // No file, or one that does not know the control.
+                SQLITE_ERROR | SQLITE_NOTFOUND => Ok(false),
+                SQLITE_OK => Err(failed(file, "naming the VFS", SQLITE_NOMEM)),
+                code => Err(failed(file, "naming the VFS", code)),
+            };
         }
         // SAFETY: not null, so it is a C string that is ours to free.
         let found = unsafe { CStr::from_ptr(names) }.to_bytes().split(|b| *b == b'/').any(is_our_name);
         // SAFETY: allocated by SQLite, not used after this.
         unsafe { (self.api.free)(names.cast()) };
-        found
+        Ok(found)
     }
 
     /// Makes SQLite leave the bytes of the trailer free. Works only while the database is empty.
@@ -147,25 +157,37 @@ impl Connection {
         (0..).map(move |i| unsafe { (self.api.db_name)(db, i) }).take_while(|name| !name.is_null())
     }
 
-    /// During VACUUM, the page size that the database will have, in bytes.
-    pub(super) fn vacuum_page_size(&self) -> Option<u32> {
-        let db = self.db()?;
+    /// During VACUUM, the page size that the database will have, in bytes. Fails when SQLite does not say it.
+    pub(super) fn vacuum_page_size(&self, file: &str) -> Result<Option<u32>> {
+        let Some(db) = self.db() else { return Ok(None) };
         // VACUUM attaches its new database as "vacuum_db", since 3.51 as "vacuum_" and hexadecimal digits.
         // SAFETY: names of schemas are C strings.
         let is_vacuum =
             |name: &*const c_char| unsafe { CStr::from_ptr(*name) }.to_bytes().starts_with(b"vacuum_");
-        let schema = self.schemas(db).filter(is_vacuum).last()?;
+        let Some(schema) = self.schemas(db).filter(is_vacuum).last() else { return Ok(None) };
         // SAFETY: as above.
-        let schema = unsafe { CStr::from_ptr(schema) }.to_str().ok()?;
-        let sql = std::ffi::CString::new(format!("PRAGMA \"{schema}\".page_size")).ok()?;
+        let schema = unsafe { CStr::from_ptr(schema) }.to_string_lossy();
+        let Ok(sql) = std::ffi::CString::new(format!("PRAGMA \"{schema}\".page_size")) else {
+            return Ok(None);
+        };
         let mut size = 0_u32;
         // SAFETY: `db` is open, and SQLite itself runs nested statements during VACUUM; the callback gets the address
         // of `size`, which outlives the call.
         let code = unsafe {
             (self.api.exec)(db, sql.as_ptr(), Some(take_number), (&raw mut size).cast(), ptr::null_mut())
         };
-        (code == SQLITE_OK && size != 0).then_some(size)
+        match code {
+            SQLITE_OK if size != 0 => Ok(Some(size)),
+            SQLITE_OK => Err(failed(file, "asking for VACUUM's page size", SQLITE_ERROR)),
+            code => Err(failed(file, "asking for VACUUM's page size", code)),
+        }
     }
+}
+
+/// A question to SQLite failed. Without memory it shall say "out of memory" and not "I/O error".
+fn failed(file: &str, action: &'static str, code: c_int) -> VfsError {
+    let code = if code == SQLITE_NOMEM { SQLITE_IOERR_NOMEM } else { code };
+    VfsError::Below { file: file.to_owned(), action, code }
 }
 
 /// Stores a statement's first column, a number, at `out`.

@@ -65,9 +65,8 @@ pub(super) unsafe fn file_control(file: *mut sqlite3_file, op: c_int, arg: *mut 
 
 /// VACUUM is about to write the whole file anew.
 fn check_overwrite(handle: &Handle) -> Result<()> {
-    let Some(size) = handle.main_part().and_then(|part| part.connection.vacuum_page_size()) else {
-        return Ok(());
-    };
+    let Some(part) = handle.main_part() else { return Ok(()) };
+    let Some(size) = part.connection.vacuum_page_size(part.database.path())? else { return Ok(()) };
     handle.with_main(|main| main.refuse_page_size(size)).map(drop)
 }
 

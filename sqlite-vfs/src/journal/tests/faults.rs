@@ -255,6 +255,41 @@ fn a_full_disk_leaves_what_was_written_before() {
     }
 }
 
+/// SQLite writes a record in three pieces, and a VFS above may refuse any of them: SQLite goes on where the record began,
+/// with another one or with the next header.
+#[test]
+fn a_record_that_sqlite_could_not_complete_was_never_there() {
+    for pieces in 1..=2 {
+        for another_record in [false, true] {
+            let mut dice = Dice::new(8);
+            let mut sealed = Sealed(Journal::new(database(&[1], 1024)), MemFile::default());
+            let mut pager = Pager::new(1024, 512);
+            let mut written = Vec::new();
+            pager.write_header(&mut sealed, 5).unwrap();
+            let mut add = |pager: &mut Pager, sealed: &mut Sealed<Journal>, number| {
+                let page = dice.page(number, 1024);
+                pager.add_page(sealed, number, &page).unwrap();
+                written.push((number, page));
+            };
+            for number in 1..=4 {
+                add(&mut pager, &mut sealed, number);
+            }
+            sealed.write(&5_u32.to_be_bytes(), pager.offset).unwrap();
+            if pieces == 2 {
+                sealed.write(&Dice::new(9).page(5, 1024), pager.offset + 4).unwrap();
+            }
+            if another_record {
+                add(&mut pager, &mut sealed, 6);
+            }
+            pager.sync(&mut sealed, Some(6)).unwrap();
+            add(&mut pager, &mut sealed, 7);
+            let what =
+                format!("{pieces} pieces, then {}", if another_record { "a record" } else { "a header" });
+            assert_eq!(pager.roll_back(&mut sealed, false).unwrap().pages, written, "{what}");
+        }
+    }
+}
+
 #[test]
 fn a_changed_record_is_an_error_for_its_own_writer() {
     let mut dice = Dice::new(4);
@@ -308,6 +343,9 @@ fn nothing_is_written_that_has_no_place() {
     journal.write(&file, &[0, 0, 0, 2], 512).unwrap();
     journal.write(&file, &page, 516).unwrap();
     refused(&mut journal, &(checksum(0, &page) + 1).to_be_bytes(), 516 + 512);
+    journal.write(&file, &[0, 0, 0, 2], 512).unwrap();
+    journal.write(&file, &page, 516).unwrap();
+    journal.write(&file, &checksum(0, &page).to_be_bytes(), 516 + 512).unwrap();
     // More records than there are.
     refused(&mut journal, &[&MAGIC[..], &[0, 0, 0, 2]].concat(), 0);
     refused(&mut journal, &[0; 12], 0);
