@@ -340,6 +340,7 @@ fn write_all(core: &Core, keys: &StoreKeys, init: &Initialize<'_>) -> Result<()>
         boot_id: boot_id(),
         log_start,
         anchor: audit::begin(store, &keys.audit, &log_start, 1, &log)?,
+        extension: None,
     };
     keys.sealer.put(store, Kind::Root, &transaction::root_name(), &Object { revision: 1, value: root })
 }

@@ -10,6 +10,8 @@ use crate::user::hkdf;
 
 const SEAL_INFO: &[u8] = b"tde/hsm/seal/v1";
 const WRAP_INFO: &[u8] = b"tde/hsm/wrap/v1";
+#[cfg(feature = "objects")]
+const OBJECT_WRAP_INFO: &[u8] = b"tde/hsm/object-wrap/v1";
 const AUDIT_INFO: &[u8] = b"tde/hsm/audit/v1";
 
 /// What a login gives a session. Each working key is HKDF-SHA-256(store key, salt = HSM id, info = purpose).
@@ -19,6 +21,9 @@ pub(crate) struct StoreKeys {
     /// Wraps master keys inside their sealed objects.
     pub(crate) wrapper: KeyCipher,
     pub(crate) audit: AuditKey,
+    /// Wraps key material inside the records of objects.
+    #[cfg(feature = "objects")]
+    pub(crate) object_wrapper: hsm_primitives::Aes,
 }
 
 impl StoreKeys {
@@ -27,6 +32,9 @@ impl StoreKeys {
         Ok(Self {
             sealer: Sealer::new(&key(SEAL_INFO)?, hsm_id),
             wrapper: KeyCipher::new(&key(WRAP_INFO)?),
+            #[cfg(feature = "objects")]
+            object_wrapper: hsm_primitives::Aes::new(key(OBJECT_WRAP_INFO)?.expose())
+                .map_err(|_| Damage::Field("key length"))?,
             audit: AuditKey::new(key(AUDIT_INFO)?),
             store_key,
         })

@@ -6,6 +6,7 @@
 //! * [`KeyHandle`]: names a master key, a line of versions. The newest wraps, older ones still unwrap ([`Wrapped`]).
 //! * [`Pin`]: opens the store key; wrong ones cost time ([`user`]). It may come from a [command](pin_command).
 //! * [`audit`]: who did what, in one chain that cannot be edited unnoticed.
+//! * `objects` (with the cargo feature of that name): keys, certificates and data with the semantics of PKCS#11.
 //! * [`SoftUri`]: the URI `soft:DIRECTORY?user=NAME&key=LABEL` that names an HSM.
 //!
 //! There are no threads and nothing is printed; it may run inside a database server's backend. Several processes may
@@ -45,6 +46,8 @@ mod keys;
 mod login;
 mod master_key;
 mod object;
+#[cfg(feature = "objects")]
+pub mod objects;
 mod officer;
 mod pin;
 pub mod pin_command;

@@ -332,6 +332,27 @@ impl Session {
         Err(HsmError::NotAllowed { user, role: self.user.role, action })
     }
 
+    /// As [`require`](Self::require) for several roles.
+    #[cfg(feature = "objects")]
+    pub(crate) fn require_one_of(&self, roles: &[Role], action: &'static str) -> Result<()> {
+        let role = roles.iter().copied().find(|&r| r == self.user.role).or(roles.first().copied());
+        role.map_or(Ok(()), |role| self.require(role, action))
+    }
+
+    /// Which mechanisms the HSM offers.
+    #[cfg(feature = "objects")]
+    pub(crate) fn allowed(&self) -> Result<crate::objects::Allowed> {
+        self.same_process()?;
+        Ok(crate::objects::Allowed::default())
+    }
+
+    /// Logs one event of this user.
+    #[cfg(feature = "objects")]
+    pub(crate) fn log_event(&self, event: Event) -> Result<()> {
+        self.same_process()?;
+        self.log(self.entry(event), LOCK_WAIT)
+    }
+
     /// Gives a user another PIN and clears the failure counter. Takes the user's lock first, as a login does.
     pub(crate) fn set_pin(&self, name: &str, pin: &Pin, event: Event) -> Result<()> {
         pin.check_new()?;

@@ -119,7 +119,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Step 2: writes a sealed object.
-    pub(crate) fn put<T: bincode::Encode>(
+    pub(crate) fn put<T: format::Payload>(
         &self,
         kind: Kind,
         name: &ObjectName,

@@ -187,6 +187,36 @@ fn sp_800_108_is_what_the_standard_says() {
     assert_eq!(kdf::sp800_108(&prf, &Chain::Counter, &[byte], 256 * 32).unwrap_err(), Error::BadLength);
 }
 
+/// Values of OpenSSL 3.0 (`openssl kdf KBKDF` and `X963KDF`).
+#[test]
+fn kdfs_agree_with_openssl() {
+    let parts = |chained: bool| {
+        let mut parts = vec![
+            Part::Counter { bytes: 4, little_endian: false },
+            Part::Bytes(b"label\0context".to_vec()),
+            Part::Length { bytes: 4, little_endian: false },
+        ];
+        if chained {
+            parts.insert(0, Part::Chained);
+        }
+        parts
+    };
+    let key = [0x0b; 16];
+    let prf = Prf::Hmac(Hash::Sha256, &key);
+    let got = kdf::sp800_108(&prf, &Chain::Counter, &parts(false), 40).unwrap();
+    let want = "325aa10fc5ede94689bbd7b1c3141d168f12d54c65098bb0d50ae43bf7dbce499a98e7e420e9c673";
+    assert_eq!(hex::encode(got.as_slice()), want);
+    let got = kdf::sp800_108(&prf, &Chain::Feedback((0..32).collect()), &parts(true), 40).unwrap();
+    let want = "7135f00bafac1ea3d64128cb4698577302e26f8aaf489fc0d7ba3f837609714231 82f3c9137db003";
+    assert_eq!(got.as_slice(), hex(want));
+    let aes = Aes::new(&hex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")).unwrap();
+    let got = kdf::sp800_108(&Prf::Cmac(&aes), &Chain::Counter, &parts(false), 32).unwrap();
+    assert_eq!(got.as_slice(), hex("f6516280c6be9783bf88312962fa9928d1e9664ebc9becbfa84cc8bc33d48f9d"));
+    let got = kdf::x963(Hash::Sha256, &[0x0b; 4], b"context", 40).unwrap();
+    let want = "f1a0c6941195070bd647db8289a3df46581805d1d53465f18cdad374c85ff9962d1575bf902d7261";
+    assert_eq!(got.as_slice(), hex(want));
+}
+
 #[test]
 fn every_kind_of_key_survives_its_encoding_and_signs_for_its_public_part() {
     for curve in [Curve::P256, Curve::P384, Curve::P521, Curve::Ed25519] {

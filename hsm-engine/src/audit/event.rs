@@ -89,6 +89,29 @@ pub enum Event {
         /// What was wrong.
         damage: String,
     },
+    /// An object was put into the store.
+    ObjectCreated {
+        /// Its UUID.
+        id: [u8; 16],
+        /// Its PKCS#11 class.
+        class: u8,
+        /// Its label, at most 64 characters of it.
+        label: String,
+    },
+    /// Attributes of an object were changed.
+    ObjectChanged {
+        /// Its UUID.
+        id: [u8; 16],
+        /// Which attributes.
+        what: String,
+    },
+    /// An object was destroyed.
+    ObjectDestroyed {
+        /// Its UUID.
+        id: [u8; 16],
+    },
+    /// What a session did with objects so far.
+    KeysUsed(KeyUsage),
 }
 
 /// Whether what was tried was done.
@@ -113,6 +136,23 @@ pub struct Usage {
     /// Data keys made.
     pub data_keys: u64,
     /// Unwraps that failed: wrong key or changed bytes.
+    pub failures: u64,
+}
+
+/// How often a session used the keys of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[allow(missing_docs, reason = "their names say it")]
+pub struct KeyUsage {
+    pub encrypts: u64,
+    pub decrypts: u64,
+    pub signs: u64,
+    pub verifies: u64,
+    pub wraps: u64,
+    pub unwraps: u64,
+    pub derives: u64,
+    /// Objects made, those of sessions too.
+    pub made: u64,
+    /// Operations that failed.
     pub failures: u64,
 }
 
@@ -141,6 +181,10 @@ impl Event {
             Self::CounterForgotten { .. } => "counter-forgotten",
             Self::TailDropped { .. } => "tail-dropped",
             Self::LogRestarted { .. } => "log-restarted",
+            Self::ObjectCreated { .. } => "object-created",
+            Self::ObjectChanged { .. } => "object-changed",
+            Self::ObjectDestroyed { .. } => "object-destroyed",
+            Self::KeysUsed(_) => "keys-used",
         }
     }
 }
@@ -168,7 +212,36 @@ impl fmt::Display for Event {
             Self::CounterForgotten { name, value } => write!(f, "{name} was {value}"),
             Self::TailDropped { bytes } => write!(f, "{bytes} bytes"),
             Self::LogRestarted { damage } => f.write_str(damage),
+            Self::ObjectCreated { id, class, label } => {
+                write!(f, "{} {} \"{label}\"", class_name(*class), Uuid::from_bytes(*id))
+            }
+            Self::ObjectChanged { id, what } => write!(f, "{}: {what}", Uuid::from_bytes(*id)),
+            Self::ObjectDestroyed { id } => write!(f, "{}", Uuid::from_bytes(*id)),
+            Self::KeysUsed(u) => write!(
+                f,
+                "{} made, {} encrypted, {} decrypted, {} signed, {} verified, {} wrapped, {} unwrapped, {} derived, {} failed",
+                u.made,
+                u.encrypts,
+                u.decrypts,
+                u.signs,
+                u.verifies,
+                u.wraps,
+                u.unwraps,
+                u.derives,
+                u.failures
+            ),
         }
+    }
+}
+
+fn class_name(class: u8) -> &'static str {
+    match class {
+        0 => "data",
+        1 => "certificate",
+        2 => "public key",
+        3 => "private key",
+        4 => "secret key",
+        _ => "object",
     }
 }
 

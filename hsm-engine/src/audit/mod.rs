@@ -34,7 +34,7 @@ use crate::error::ErrorKind;
 use crate::store::StoreError;
 use crate::time::Timestamp;
 
-pub use event::{Event, Outcome, Usage};
+pub use event::{Event, KeyUsage, Outcome, Usage};
 pub(crate) use log::{Entry, Snapshot, Start, Tail, append, begin, restart, tail_without_key, verify, walk};
 pub use record::Record;
 pub(crate) use record::{AuditKey, genesis};

@@ -33,3 +33,33 @@ pub(crate) fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, Damage> {
         Err(_) => Err(Damage::Field("payload")),
     }
 }
+
+/// What an object's payload may be. Most have one form; one that has grown names its version in the envelope.
+pub(crate) trait Payload: Sized {
+    /// Version of the envelope that says which form it has.
+    fn version(&self) -> u16 {
+        1
+    }
+
+    /// Bytes of the payload.
+    fn to_payload(&self) -> Result<Vec<u8>, Damage>;
+
+    /// The value of a payload, or `None` if this program does not know the version.
+    fn from_payload(version: u16, bytes: &[u8]) -> Option<Result<Self, Damage>>;
+}
+
+/// Payloads with one form.
+macro_rules! payloads {
+    ($($t:ty),* $(,)?) => {
+        $(impl $crate::format::Payload for $t {
+            fn to_payload(&self) -> Result<Vec<u8>, $crate::error::Damage> {
+                $crate::format::encode(self)
+            }
+
+            fn from_payload(version: u16, bytes: &[u8]) -> Option<Result<Self, $crate::error::Damage>> {
+                (version == 1).then(|| $crate::format::decode(bytes))
+            }
+        })*
+    };
+}
+pub(crate) use payloads;

@@ -3,6 +3,8 @@
 
 use bincode::{Decode, Encode};
 
+use crate::error::Damage;
+use crate::format::{self, Payload, payloads};
 use crate::master_key::{KeyAttributes, KeyVersionState};
 use crate::time::Timestamp;
 use crate::user::{PinKdf, Rights, Role};
@@ -51,7 +53,10 @@ pub(crate) struct Lockout {
 }
 
 /// Object `root`, sealed, written last in every change: what must exist, and how new it must be at least.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+///
+/// An HSM that has neither objects nor a policy writes version 1, which ends before `extension`, so that older programs
+/// can open it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Root {
     /// SHA-256 of the header's payload.
     pub(crate) header_digest: [u8; 32],
@@ -65,7 +70,68 @@ pub(crate) struct Root {
     pub(crate) boot_id: [u8; 16],
     pub(crate) log_start: LogStart,
     pub(crate) anchor: Anchor,
+    pub(crate) extension: Option<RootExtension>,
 }
+
+/// What version 2 of the root adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+pub(crate) struct RootExtension {
+    /// Lowest revision of the object `objects`; 0 if there is none.
+    pub(crate) objects: u64,
+    /// Lowest revision of the object `policy`; 0 if there is none.
+    pub(crate) policy: u64,
+}
+
+/// Version 1 of the root.
+#[derive(Encode, Decode)]
+struct RootV1 {
+    header_digest: [u8; 32],
+    users: Vec<UserEntry>,
+    keys: Vec<KeyEntry>,
+    counters: u64,
+    boots: u32,
+    boot_id: [u8; 16],
+    log_start: LogStart,
+    anchor: Anchor,
+}
+
+impl Root {
+    /// The extension, made if it is not there yet.
+    #[cfg(feature = "objects")]
+    pub(crate) fn extended(&mut self) -> &mut RootExtension {
+        self.extension.get_or_insert_default()
+    }
+}
+
+impl Payload for Root {
+    fn version(&self) -> u16 {
+        if self.extension.is_some() { 2 } else { 1 }
+    }
+
+    fn to_payload(&self) -> Result<Vec<u8>, Damage> {
+        let Self { header_digest, users, keys, counters, boots, boot_id, log_start, anchor, extension } =
+            self.clone();
+        let v1 = RootV1 { header_digest, users, keys, counters, boots, boot_id, log_start, anchor };
+        match extension {
+            None => format::encode(&v1),
+            Some(extension) => format::encode(&(v1, extension)),
+        }
+    }
+
+    fn from_payload(version: u16, bytes: &[u8]) -> Option<Result<Self, Damage>> {
+        let parsed = match version {
+            1 => format::decode(bytes).map(|v1: RootV1| (v1, None)),
+            2 => format::decode(bytes).map(|(v1, extension): (RootV1, RootExtension)| (v1, Some(extension))),
+            _ => return None,
+        };
+        Some(parsed.map(|(v1, extension)| {
+            let RootV1 { header_digest, users, keys, counters, boots, boot_id, log_start, anchor } = v1;
+            Self { header_digest, users, keys, counters, boots, boot_id, log_start, anchor, extension }
+        }))
+    }
+}
+
+payloads!(Header, User, Lockout, KeyLine, Counters);
 
 /// A user the root vouches for. Role and rights are here too, because an officer who gives the user another PIN cannot
 /// open the seal that vouches for those in the user's record.
@@ -138,20 +204,20 @@ pub(crate) struct Counters {
 mod tests {
     use std::fmt::Debug;
 
-    use bincode::Decode;
-
     use super::*;
     use crate::error::Damage;
-    use crate::format::{decode, encode};
+    use crate::format::decode;
 
     /// Pins the bytes of a value, reads them back, and refuses them with a byte more or less.
-    fn pin<T: Encode + Decode<()> + PartialEq + Debug>(value: &T, want: &str) {
-        let bytes = encode(value).unwrap();
+    fn pin<T: Payload + PartialEq + Debug>(value: &T, want: &str) {
+        let bytes = value.to_payload().unwrap();
         assert_eq!(hex::encode(&bytes), want.replace([' ', '\n'], ""));
-        assert_eq!(&decode::<T>(&bytes).unwrap(), value);
+        let read = |bytes: &[u8]| T::from_payload(value.version(), bytes).unwrap();
+        assert_eq!(&read(&bytes).unwrap(), value);
         let more = [&bytes[..], &[0]].concat();
-        assert!(matches!(decode::<T>(&more), Err(Damage::Length { .. })));
-        assert_eq!(decode::<T>(&bytes[..bytes.len() - 1]), Err(Damage::Field("payload")));
+        assert!(matches!(read(&more), Err(Damage::Length { .. })));
+        assert_eq!(read(&bytes[..bytes.len() - 1]), Err(Damage::Field("payload")));
+        assert!(T::from_payload(3, &bytes).is_none());
     }
 
     const T1: Timestamp = Timestamp::from_micros(0x0102_0304_0506_0708);
@@ -215,6 +281,7 @@ mod tests {
             boot_id: [0x33; 16],
             log_start: LogStart { segment: 9, sequence: 10, previous: [0x77; 32] },
             anchor: Anchor { segment: 6, offset: 7, sequence: 8, hash: [0x44; 32] },
+            extension: None,
         };
         let want = [
             &"11".repeat(32),
@@ -230,6 +297,8 @@ mod tests {
             &"44".repeat(32),
         ];
         pin(&value, &want.concat());
+        let extended = Root { extension: Some(RootExtension { objects: 0x0a, policy: 0x0b }), ..value };
+        pin(&extended, &[&want.concat(), "0a00000000000000 0b00000000000000"].concat());
     }
 
     #[test]

@@ -29,6 +29,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{self, AtFlags, Dir, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid};
@@ -270,6 +271,54 @@ impl Store for FileStore {
         step("truncate: begin");
         file.set_len(len).map_err(|e| io_err("truncate", path(), e))?;
         file.sync_all().map_err(|e| io_err("sync", path(), e))
+    }
+
+    fn area(&self, name: &ObjectName) -> Result<Arc<dyn Store>, StoreError> {
+        let path = self.path.join(name.as_str());
+        let open = || {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            fs::openat(&self.dir, name.as_str(), flags, Mode::empty())
+        };
+        let dir = match open() {
+            Err(Errno::NOENT) => {
+                match fs::mkdirat(&self.dir, name.as_str(), Mode::from_raw_mode(DIR_MODE)) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(e) => return Err(io_error("create directory", path, e)),
+                }
+                self.sync_dir()?;
+                let dir = open().map_err(|e| io_error("open directory", &path, e))?;
+                if let Some((uid, gid)) = self.give_to {
+                    fs::fchown(&dir, Some(uid), Some(gid))
+                        .map_err(|e| io_error("change owner of", &path, e))?;
+                }
+                dir
+            }
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return Err(StoreError::WrongType { path, want: "directory" });
+            }
+            other => other.map_err(|e| io_error("open directory", &path, e))?,
+        };
+        let stat = fs::fstat(&dir).map_err(|e| io_error("look at", &path, e))?;
+        if stat.st_uid != self.owner.as_raw() {
+            return Err(StoreError::ForeignFile { path, owner: stat.st_uid, want: self.owner.as_raw() });
+        }
+        check_mode(&path, &stat, DIR_MODE)?;
+        Ok(Arc::new(Self { path, dir, owner: self.owner, give_to: self.give_to }))
+    }
+
+    fn head(&self, name: &ObjectName) -> Result<Option<Vec<u8>>, StoreError> {
+        let file_name = format!("{name}.obj");
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = match fs::openat(&self.dir, &file_name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(io_error("open", self.path.join(file_name), e)),
+        };
+        let mut bytes = vec![0; 32];
+        let n = rustix::io::pread(&fd, &mut bytes[..], 0)
+            .map_err(|e| io_error("read", self.path.join(file_name), e))?;
+        bytes.truncate(n);
+        Ok(Some(bytes))
     }
 
     fn lock(&self, name: &ObjectName, wait: Duration) -> Result<StoreLock, StoreError> {

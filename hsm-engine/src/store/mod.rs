@@ -6,6 +6,7 @@ mod file;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use file::FileStore;
@@ -76,6 +77,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn log_append(&self, name: &ObjectName, at: u64, bytes: &[u8]) -> Result<(), StoreError>;
     /// Cuts a log to `len` bytes.
     fn log_truncate(&self, name: &ObjectName, len: u64) -> Result<(), StoreError>;
+    /// A store within this one, for many objects of one kind; made if it is not there. Its objects, logs and locks are its own.
+    fn area(&self, name: &ObjectName) -> Result<Arc<dyn Store>, StoreError>;
+    /// The first bytes of an object, at most 32; `None` if there is none. Cheap, so that a reader can ask each time
+    /// whether something changed.
+    fn head(&self, name: &ObjectName) -> Result<Option<Vec<u8>>, StoreError>;
     /// Takes the exclusive lock `name`, waiting up to `wait`.
     fn lock(&self, name: &ObjectName, wait: Duration) -> Result<StoreLock, StoreError>;
 }
