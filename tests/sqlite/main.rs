@@ -6,6 +6,7 @@ mod concurrency;
 mod errors;
 mod faults;
 mod kill;
+mod large;
 mod leak;
 mod reach;
 mod second;
