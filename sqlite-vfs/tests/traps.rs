@@ -98,9 +98,9 @@ fn gaps_are_sealed_and_zeros_below_the_end_are_refused() {
     let scratch = Scratch::new();
     let db = scratch.open("a.db");
     db.execute_batch(
-        "PRAGMA secure_delete=OFF; PRAGMA cache_size=1000; BEGIN; CREATE TABLE a(x); CREATE TABLE b(x);
+        "PRAGMA secure_delete=OFF; PRAGMA cache_size=1000; CREATE TABLE a(x); CREATE TABLE b(x); BEGIN;
          WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<100) INSERT INTO a SELECT zeroblob(4000) FROM n;
-         INSERT INTO b VALUES(1); DROP TABLE a; CREATE TABLE c AS SELECT zeroblob(9000); COMMIT",
+         DELETE FROM a; INSERT INTO b VALUES(1); CREATE TABLE c AS SELECT zeroblob(9000); COMMIT",
     )
     .unwrap();
     assert_eq!(text(&db, "PRAGMA tde_verify"), "ok");
