@@ -2,11 +2,51 @@
 //! that SQLite keeps for its locks (8). The table of all is docs/testing/sqlite-traps.md.
 
 use std::fs;
+use std::path::Path;
 
 use tde_tests::sqlite::{Engine, Fault, Refusal, Sqlite};
 use tde_tests::{plain_mode, soak};
 
 const BUSY: i32 = 5;
+
+#[test]
+fn the_table_of_traps_names_tests_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let table = fs::read_to_string(root.join("docs/testing/sqlite-traps.md")).unwrap();
+    let rows: Vec<_> = table
+        .lines()
+        .filter(|line| {
+            line.starts_with("| **")
+                || line.starts_with("| A")
+                || line.starts_with("| B")
+                || line.starts_with("| O")
+        })
+        .collect();
+    for trap in ('A'..='R').map(String::from).chain((1..=10).map(|n| n.to_string())) {
+        assert!(rows.iter().any(|row| row.contains(&format!("**{trap}**"))), "nothing about {trap}");
+    }
+    let mut seen = 0;
+    for name in
+        rows.iter().flat_map(|row| row.split('`')).filter(|word| word.as_bytes().get(1) == Some(&b'/'))
+    {
+        let (folder, rest) = name.split_once('/').unwrap();
+        let folder = match folder {
+            "U" => "sqlite-vfs/src",
+            "V" => "sqlite-vfs/tests",
+            "S" => "tests/sqlite",
+            _ => "tde-cli/tests",
+        };
+        let (file, test) = rest.split_once("::").unwrap_or((rest, ""));
+        let source = fs::read_to_string(root.join(folder).join(format!("{file}.rs")))
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(
+            test.is_empty() && source.contains("#[test]") || source.contains(&format!("fn {test}()")),
+            "{name}"
+        );
+        seen += 1;
+    }
+    assert!(seen > 30, "{seen}");
+}
 
 /// Closing any descriptor of a file gives up all of the process's POSIX locks on it.
 #[test]
