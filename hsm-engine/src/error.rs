@@ -232,6 +232,33 @@ pub enum HsmError {
         /// The version.
         version: u32,
     },
+    /// The HSM asks for approvals of others.
+    #[error("{service} needs {needed} approvals: {why}; `tde hsm quorum ask` asks for them")]
+    ApprovalsMissing {
+        /// What needs them.
+        service: crate::policy::Service,
+        /// How many.
+        needed: u8,
+        /// What is wrong with what was presented.
+        why: &'static str,
+    },
+    /// A signature does not verify.
+    #[error("the signature of \"{user}\" on {of} does not verify")]
+    BadSignature {
+        /// Who should have signed.
+        user: String,
+        /// What.
+        of: &'static str,
+    },
+    /// The user's second factor is asked for.
+    #[error("HSM user \"{user}\" logs in with a PIN and a signature of the registered key")]
+    SecondFactorNeeded {
+        /// The user.
+        user: String,
+    },
+    /// A backup could not be made or read.
+    #[error(transparent)]
+    Backup(#[from] crate::backup::BackupError),
     /// A label or user name is taken.
     #[error("the HSM already has a {what} \"{name}\"")]
     Duplicate {
@@ -304,10 +331,14 @@ impl HsmError {
             | Self::WrongPin { .. }
             | Self::LockedUntil { .. }
             | Self::LockedHard { .. }
+            | Self::SecondFactorNeeded { .. }
+            | Self::BadSignature { .. }
             | Self::Pin(_) => ErrorKind::Login,
-            Self::NotAllowed { .. } | Self::PlaintextForbidden { .. } | Self::KeyState { .. } => {
-                ErrorKind::Denied
-            }
+            Self::Backup(e) => e.kind(),
+            Self::ApprovalsMissing { .. }
+            | Self::NotAllowed { .. }
+            | Self::PlaintextForbidden { .. }
+            | Self::KeyState { .. } => ErrorKind::Denied,
             Self::Damaged { .. }
             | Self::MissingObject { .. }
             | Self::StaleObject { .. }

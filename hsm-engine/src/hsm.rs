@@ -196,7 +196,32 @@ impl Hsm {
     /// [`HsmError::WrongPin`], [`HsmError::LockedUntil`], [`HsmError::LockedHard`], [`HsmError::UnknownUser`];
     /// whatever is damaged, stale or missing, by name; a store that cannot be written.
     pub fn login(&self, user: &str, pin: &Pin) -> Result<Session> {
-        crate::login::login(&self.core, user, pin)
+        crate::login::login(&self.core, user, pin, None)
+    }
+
+    /// What a user with a second factor signs to log in.
+    ///
+    /// # Errors
+    /// The generator fails.
+    #[cfg(feature = "objects")]
+    pub fn challenge(&self, user: &str) -> Result<crate::Challenge> {
+        crate::Challenge::new(self.core.hsm_id(), user)
+    }
+
+    /// Logs a user in with a PIN and a signature of the challenge under the registered key.
+    ///
+    /// # Errors
+    /// As [`login`](Self::login); [`HsmError::BadSignature`].
+    #[cfg(feature = "objects")]
+    pub fn login_signed(
+        &self,
+        user: &str,
+        pin: &Pin,
+        challenge: crate::Challenge,
+        signature: &[u8],
+    ) -> Result<Session> {
+        let good = |person: &crate::policy::Person| challenge.signed_by(person, signature);
+        crate::login::login(&self.core, user, pin, Some(&good))
     }
 
     /// Public facts; needs no PIN and writes nothing but an empty lock file.

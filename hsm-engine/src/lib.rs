@@ -1,8 +1,10 @@
 //! An HSM inside the process: keys enter as random bytes made inside and leave only wrapped.
 //!
 //! * [`Hsm`]: made once in a [`store`], opened by every process that uses it.
-//! * [`Session`]: a user who is logged in. A [crypto user](Role::CryptoUser) uses master keys, a
-//!   [crypto officer](Role::CryptoOfficer) manages users; neither may do the other's work.
+//! * [`Session`]: a user who is logged in. A [crypto user](Role::CryptoUser) uses keys, a [crypto officer](Role::CryptoOfficer)
+//!   manages users, an [auditor](Role::Auditor) reads the audit log, an [appliance user](Role::ApplianceUser) copies sealed
+//!   backups; none may do the work of another.
+//! * [`Service`]: what may need the approvals of several people.
 //! * [`KeyHandle`]: names a master key, a line of versions. The newest wraps, older ones still unwrap ([`Wrapped`]).
 //! * [`Pin`]: opens the store key; wrong ones cost time ([`user`]). It may come from a [command](pin_command).
 //! * [`audit`]: who did what, in one chain that cannot be edited unnoticed.
@@ -37,7 +39,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "objects")]
+mod approval;
 pub mod audit;
+mod backup;
 mod counter;
 mod error;
 mod format;
@@ -51,6 +56,7 @@ pub mod objects;
 mod officer;
 mod pin;
 pub mod pin_command;
+mod policy;
 mod selftest;
 mod session;
 pub mod store;
@@ -63,6 +69,9 @@ mod verify;
 #[cfg(test)]
 mod crash_tests;
 
+#[cfg(feature = "objects")]
+pub use approval::Challenge;
+pub use backup::{BackupError, BackupInfo, inspect_backup, restore_backup};
 pub use counter::{MAX_COUNTER_NAME, MAX_COUNTERS};
 pub use error::{Damage, ErrorKind, HsmError, Result};
 pub use hsm::{DEFAULT_OFFICER, Hsm, Initialize, Status, UserStatus};
@@ -72,6 +81,9 @@ pub use master_key::{
 };
 pub use officer::MAX_USERS;
 pub use pin::{MAX_PIN, MIN_NEW_PIN, Pin, PinError};
+pub use policy::{
+    DataPlane, MAX_QUORUM, MAX_REQUESTS, MIN_QUORUM, PolicyInfo, REQUEST_LIFE, Request, Service,
+};
 pub use selftest::{SelfTestError, run as self_test};
 pub use session::{MAX_KEYS, Session};
 pub use store::FileStore;

@@ -17,6 +17,7 @@ use crate::hsm::{boot_id, write_lockout};
 use crate::keys::StoreKeys;
 use crate::object::{self, Kind, Object};
 use crate::pin::Pin;
+use crate::policy;
 use crate::session::Session;
 use crate::store::StoreLock;
 use crate::time::Timestamp;
@@ -26,10 +27,25 @@ use crate::user::{self, LockState, Role};
 /// How long a login waits for other logins of the same user. Each takes the time of its PIN's derivation.
 const USER_WAIT: Duration = Duration::from_secs(30);
 
-pub(crate) fn login(core: &Core, name: &str, pin: &Pin) -> Result<Session> {
+/// Tells whether the second factor that a login comes with is the person's.
+pub(crate) type SecondFactor<'a> = &'a dyn Fn(&policy::Person) -> bool;
+
+pub(crate) fn login(core: &Core, name: &str, pin: &Pin, factor: Option<SecondFactor<'_>>) -> Result<Session> {
     let (keys, user) = authenticate(core, name, pin)?;
     let mut tx = Transaction::begin(core, &keys, LOCK_WAIT)?;
     check_known(core, tx.root(), &user)?;
+    let policy = policy::read(core, &keys, tx.root())?.value;
+    if let Some(person) = policy.people.iter().find(|p| p.user == name && p.second_factor)
+        && !factor.is_some_and(|good| good(person))
+    {
+        let event = Event::Refused { action: "log in without the second factor".into() };
+        tx.log(&[Entry { user: name.into(), event, outcome: Outcome::Refused }])?;
+        tx.commit()?;
+        return Err(match factor {
+            None => HsmError::SecondFactorNeeded { user: name.into() },
+            Some(_) => HsmError::BadSignature { user: name.into(), of: "the challenge" },
+        });
+    }
     let mut entries = Vec::new();
     let boot = boot_id();
     if boot != [0; 16] && boot != tx.root().boot_id {

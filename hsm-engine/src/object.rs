@@ -181,6 +181,20 @@ pub(crate) fn put_public<T: Payload>(
     Ok(store.put(name, &bytes)?)
 }
 
+/// A public object from its bytes; `None` if they are not one that this program writes.
+pub(crate) fn parse_public<T: Payload>(kind: Kind, bytes: &[u8]) -> Option<Object<T>> {
+    let (head, rest) = bytes.split_first_chunk::<HEADER>()?;
+    let (payload, crc) = rest.split_last_chunk::<CRC>()?;
+    let whole = crc32fast::hash(&bytes[..HEADER + payload.len()]) == u32::from_le_bytes(*crc);
+    let as_written = head[..4] == MAGIC && head[6] == kind as u8 && head[7] == 0;
+    if !(whole && as_written) || length_field(head) != payload.len() as u64 {
+        return None;
+    }
+    let revision = u64::from_le_bytes(head[8..16].try_into().ok()?);
+    let value = T::from_payload(u16::from_le_bytes([head[4], head[5]]), payload)?.ok()?;
+    Some(Object { revision, value })
+}
+
 /// The revision that an object's envelope claims; `None` if there is no object. Nothing vouches for it.
 #[cfg(feature = "objects")]
 pub(crate) fn revision_hint(store: &dyn Store, name: &ObjectName) -> Result<Option<u64>> {

@@ -6,6 +6,7 @@ use crate::format::records;
 use crate::hsm::write_user;
 use crate::login::{lock_user, read_user};
 use crate::pin::Pin;
+use crate::policy::Service;
 use crate::session::Session;
 use crate::transaction::LOCK_WAIT;
 use crate::user::{self, PinCost, Rights, Role};
@@ -30,6 +31,7 @@ impl Session {
         if tx.root().users.len() >= MAX_USERS {
             return Err(HsmError::Full { what: "users", limit: MAX_USERS });
         }
+        self.authorize(&mut tx, Service::Users, 0, [0; 16])?;
         tx.log(&[self.entry(Event::UserCreated { name: name.into(), role })])?;
         // An officer uses no keys, so has no rights to what they protect.
         let rights = if role == Role::CryptoUser { rights } else { Rights::default() };
@@ -47,6 +49,7 @@ impl Session {
         read_user(&self.core, name)?;
         let _user_lock = lock_user(&self.core, name)?;
         let mut tx = self.begin(LOCK_WAIT)?;
+        self.authorize(&mut tx, Service::Users, 0, [0; 16])?;
         tx.log(&[self.entry(Event::UserUnlocked { name: name.into() })])?;
         self.clear_lockout(name)?;
         tx.commit()
@@ -60,5 +63,31 @@ impl Session {
         self.require(Role::CryptoOfficer, "reset PINs")?;
         read_user(&self.core, name)?;
         self.set_pin(name, pin, Event::PinReset { name: name.into() })
+    }
+
+    /// Removes a user. Master keys stay; objects that belong to the user stay too, and nobody else can use them.
+    ///
+    /// # Errors
+    /// Not an officer, no such user, or the last officer or the officer itself.
+    pub fn delete_user(&self, name: &str) -> Result<()> {
+        self.require(Role::CryptoOfficer, "remove users")?;
+        read_user(&self.core, name)?;
+        if name == self.user() {
+            return Err(HsmError::NotAllowed {
+                user: name.into(),
+                role: self.role(),
+                action: "remove itself",
+            });
+        }
+        let _user_lock = lock_user(&self.core, name)?;
+        let mut tx = self.begin(LOCK_WAIT)?;
+        self.authorize(&mut tx, Service::Users, 0, [0; 16])?;
+        tx.log(&[self.entry(Event::UserDeleted { name: name.into() })])?;
+        // A user that the root does not name cannot log in, whatever is left of it.
+        tx.root_mut().users.retain(|u| u.name != name);
+        tx.commit()?;
+        let store = self.core.store();
+        store.delete(&user::record_name(name)?)?;
+        Ok(store.delete(&user::lockout_name(name)?)?)
     }
 }

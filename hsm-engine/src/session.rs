@@ -47,6 +47,8 @@ pub struct Session {
     /// Versions used before. A version never changes its key, nor a line its attributes, so an entry is never wrong.
     ready: Mutex<HashMap<(Uuid, u32), Arc<Ready>>>,
     usage: Counts,
+    /// The request for approvals that the next change may use.
+    presented: Mutex<Option<[u8; 16]>>,
     closed: bool,
 }
 
@@ -73,6 +75,7 @@ impl Session {
             opener: std::process::id(),
             ready: Mutex::default(),
             usage: Counts::default(),
+            presented: Mutex::default(),
             closed: false,
         }
     }
@@ -332,22 +335,17 @@ impl Session {
         Err(HsmError::NotAllowed { user, role: self.user.role, action })
     }
 
+    pub(crate) fn presented(&self) -> std::sync::MutexGuard<'_, Option<[u8; 16]>> {
+        self.presented.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// As [`require`](Self::require) for several roles.
-    #[cfg(feature = "objects")]
     pub(crate) fn require_one_of(&self, roles: &[Role], action: &'static str) -> Result<()> {
         let role = roles.iter().copied().find(|&r| r == self.user.role).or(roles.first().copied());
         role.map_or(Ok(()), |role| self.require(role, action))
     }
 
-    /// Which mechanisms the HSM offers.
-    #[cfg(feature = "objects")]
-    pub(crate) fn allowed(&self) -> Result<crate::objects::Allowed> {
-        self.same_process()?;
-        Ok(crate::objects::Allowed::default())
-    }
-
     /// Logs one event of this user.
-    #[cfg(feature = "objects")]
     pub(crate) fn log_event(&self, event: Event) -> Result<()> {
         self.same_process()?;
         self.log(self.entry(event), LOCK_WAIT)
@@ -358,6 +356,9 @@ impl Session {
         pin.check_new()?;
         let _user_lock = lock_user(&self.core, name)?;
         let mut tx = self.begin(LOCK_WAIT)?;
+        if matches!(event, Event::PinReset { .. }) {
+            self.authorize(&mut tx, crate::policy::Service::Users, 0, [0; 16])?;
+        }
         let record = crate::login::read_user(&self.core, name)?;
         let Some(entry) = tx.root().users.iter().find(|u| u.name == name) else {
             let (store, user) = (self.core.store().location(), name.into());

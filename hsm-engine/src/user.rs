@@ -52,6 +52,10 @@ pub enum Role {
     CryptoOfficer,
     /// Uses keys; manages no users.
     CryptoUser,
+    /// Reads the audit log; neither uses keys nor manages users.
+    Auditor,
+    /// Copies sealed backups; sees no key and no log.
+    ApplianceUser,
 }
 
 impl fmt::Display for Role {
@@ -59,6 +63,8 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::CryptoOfficer => "crypto officer",
             Self::CryptoUser => "crypto user",
+            Self::Auditor => "auditor",
+            Self::ApplianceUser => "appliance user",
         })
     }
 }

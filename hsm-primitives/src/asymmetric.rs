@@ -287,6 +287,19 @@ impl PublicKey {
         Ok(Self { key, curve: None })
     }
 
+    /// Parses a SubjectPublicKeyInfo.
+    ///
+    /// # Errors
+    /// [`Error::BadKey`].
+    pub fn from_spki(der: &[u8]) -> Result<Self> {
+        let key = Pkey::from_spki(der).map_err(bad_key)?;
+        let curve = key.kind().map_err(bad_key)?;
+        if curve.is_none() {
+            check_rsa(key.bits(), &key.rsa_public_parts()?.1)?;
+        }
+        Ok(Self { key, curve })
+    }
+
     /// From a point: X9.62, compressed or not, or the 32 bytes of RFC 8032.
     ///
     /// # Errors

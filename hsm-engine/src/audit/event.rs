@@ -112,6 +112,62 @@ pub enum Event {
     },
     /// What a session did with objects so far.
     KeysUsed(KeyUsage),
+    /// An officer removed a user.
+    UserDeleted {
+        /// The user's name.
+        name: String,
+    },
+    /// An officer changed the policy.
+    PolicyChanged {
+        /// To what.
+        what: String,
+    },
+    /// A user registered a key for approvals.
+    KeyRegistered,
+    /// A user asked for approvals.
+    ApprovalAsked {
+        /// Id of the request.
+        id: [u8; 16],
+        /// Of what.
+        what: String,
+    },
+    /// Somebody's approval was handed in.
+    Approved {
+        /// Id of the request.
+        id: [u8; 16],
+        /// Whose.
+        by: String,
+    },
+    /// A request was used up.
+    ApprovalUsed {
+        /// Its id.
+        id: [u8; 16],
+        /// For what.
+        what: String,
+    },
+    /// A key is about to be used; logged where every use is.
+    KeyUse {
+        /// The object's UUID.
+        id: [u8; 16],
+        /// What for.
+        what: String,
+        /// PKCS#11 number of the mechanism.
+        mechanism: u64,
+    },
+    /// A key was shared with a user, or no longer is.
+    KeyShared {
+        /// The object's UUID.
+        id: [u8; 16],
+        /// The user.
+        user: String,
+        /// Whether it is shared now.
+        shared: bool,
+    },
+    /// A backup was made.
+    BackupMade {
+        /// Number of files in it.
+        files: u64,
+    },
 }
 
 /// Whether what was tried was done.
@@ -185,6 +241,15 @@ impl Event {
             Self::ObjectChanged { .. } => "object-changed",
             Self::ObjectDestroyed { .. } => "object-destroyed",
             Self::KeysUsed(_) => "keys-used",
+            Self::UserDeleted { .. } => "user-deleted",
+            Self::PolicyChanged { .. } => "policy-changed",
+            Self::KeyRegistered => "key-registered",
+            Self::ApprovalAsked { .. } => "approval-asked",
+            Self::Approved { .. } => "approved",
+            Self::ApprovalUsed { .. } => "approval-used",
+            Self::KeyUse { .. } => "key-use",
+            Self::KeyShared { .. } => "key-shared",
+            Self::BackupMade { .. } => "backup-made",
         }
     }
 }
@@ -195,7 +260,7 @@ impl fmt::Display for Event {
         match self {
             Self::Initialized { label } => write!(f, "HSM \"{label}\""),
             Self::Boot { boots } => write!(f, "boot {boots}"),
-            Self::Login | Self::PinChanged => Ok(()),
+            Self::Login | Self::PinChanged | Self::KeyRegistered => Ok(()),
             Self::LoginFailed { failures } => write!(f, "{failures} in a row"),
             Self::Logout(u) | Self::Used(u) => write!(
                 f,
@@ -204,7 +269,26 @@ impl fmt::Display for Event {
             ),
             Self::Refused { action } => f.write_str(action),
             Self::UserCreated { name, role } => write!(f, "{name}, {role}"),
-            Self::UserUnlocked { name } | Self::PinReset { name } => f.write_str(name),
+            Self::UserUnlocked { name } | Self::PinReset { name } | Self::UserDeleted { name } => {
+                f.write_str(name)
+            }
+            Self::PolicyChanged { what } => f.write_str(what),
+            Self::ApprovalAsked { id, what } | Self::ApprovalUsed { id, what } => {
+                write!(f, "{} for {what}", Uuid::from_bytes(*id))
+            }
+            Self::Approved { id, by } => write!(f, "{} by {by}", Uuid::from_bytes(*id)),
+            Self::KeyUse { id, what, mechanism } => {
+                write!(f, "{} to {what} with {mechanism:#x}", Uuid::from_bytes(*id))
+            }
+            Self::KeyShared { id, user, shared } => {
+                write!(
+                    f,
+                    "{} {} {user}",
+                    Uuid::from_bytes(*id),
+                    if *shared { "with" } else { "no longer with" }
+                )
+            }
+            Self::BackupMade { files } => write!(f, "{files} files"),
             Self::MasterKeyCreated { id, label } => write!(f, "\"{label}\" {}", Uuid::from_bytes(*id)),
             Self::MasterKeyRotated { id, label, version } => {
                 write!(f, "\"{label}\" {} version {version}", Uuid::from_bytes(*id))

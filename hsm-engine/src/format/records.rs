@@ -97,7 +97,6 @@ struct RootV1 {
 
 impl Root {
     /// The extension, made if it is not there yet.
-    #[cfg(feature = "objects")]
     pub(crate) fn extended(&mut self) -> &mut RootExtension {
         self.extension.get_or_insert_default()
     }

@@ -100,12 +100,6 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
-    /// The key asks for approvals of others.
-    #[error("this needs {needed} approvals; `tde hsm quorum` collects them")]
-    QuorumNeeded {
-        /// How many.
-        needed: u8,
-    },
 }
 
 impl From<hsm_primitives::Error> for Error {

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::audit::{Entry, Event, KeyUsage};
 use crate::error::HsmError;
+use crate::policy::{DataPlane, MAX_QUORUM, Service};
 use crate::session::Session;
 use crate::transaction::LOCK_WAIT;
 use crate::user::Role;
@@ -39,6 +40,8 @@ pub struct Token(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     session: Session,
     allowed: Allowed,
+    /// Whether every use is logged before it is done.
+    every_use: bool,
     owner: u64,
     scopes: AtomicU64,
     stored: Mutex<Stored>,
@@ -95,11 +98,13 @@ impl Token {
     pub fn open(session: Session) -> Result<Self> {
         super::selftest::run().map_err(HsmError::from)?;
         session.require_one_of(&[Role::CryptoUser, Role::CryptoOfficer], "look at objects")?;
-        let allowed = session.allowed()?;
+        let policy = session.read_policy()?;
+        let allowed = Allowed { approved_only: policy.approved_only, legacy: policy.legacy };
         let owner = short_hash(session.user().as_bytes());
         Ok(Self(Arc::new(Inner {
             session,
             allowed,
+            every_use: policy.data_plane == DataPlane::Every,
             owner,
             scopes: AtomicU64::new(1),
             stored: Mutex::default(),
@@ -280,14 +285,16 @@ impl Token {
             attributes.insert(A::Trusted, Plain::Bool(false));
         }
         let token = attributes.get(&A::Token) == Some(&Plain::Bool(true));
-        self.keep(Object::new(New {
+        let mut copy = Object::new(New {
             owner: self.0.session.user().into(),
             scope: (!token).then_some(scope.id),
             class: object.class,
             key_type: object.key_type,
             attributes,
             secret: object.secret.clone(),
-        })?)
+        })?;
+        (copy.quorum_use, copy.quorum_manage) = (object.quorum_use, object.quorum_manage);
+        self.keep(copy)
     }
 
     /// Destroys an object. A copy of the store from before still has it.
@@ -305,7 +312,11 @@ impl Token {
             self.of_sessions().remove(&id);
             return Ok(());
         }
-        self.commit(&Change::Destroy(id), Event::ObjectDestroyed { id: id.0.into_bytes() })?;
+        self.commit(
+            &Change::Destroy(id),
+            Event::ObjectDestroyed { id: id.0.into_bytes() },
+            object.quorum_manage,
+        )?;
         self.stored().ready.remove(&id);
         Ok(())
     }
@@ -400,7 +411,7 @@ impl Token {
         }
         let names: Vec<String> = parts.attributes.keys().map(|a| format!("{a:?}")).collect();
         let event = Event::ObjectChanged { id: id.0.into_bytes(), what: names.join(", ") };
-        self.commit(&Change::Put(&changed), event)?;
+        self.commit(&Change::Put(&changed), event, object.quorum_manage)?;
         self.stored().ready.remove(&id);
         Ok(())
     }
@@ -558,7 +569,86 @@ impl Token {
         {
             return Err(Error::MechanismInvalid);
         }
+        let id = object.id.0.into_bytes();
+        if object.quorum_use > 0 {
+            self.use_up(Service::KeyUse, object.quorum_use, id)?;
+        }
+        if self.0.every_use {
+            self.0.session.log_event(Event::KeyUse { id, what: name.into(), mechanism })?;
+        }
         Ok(())
+    }
+
+    /// Uses up an approval that stands by itself.
+    fn use_up(&self, service: Service, needed: u8, key: [u8; 16]) -> Result<()> {
+        let mut tx = self.0.session.begin(LOCK_WAIT)?;
+        self.0.session.authorize(&mut tx, service, needed, key)?;
+        Ok(tx.commit()?)
+    }
+
+    /// Shares a token key with another crypto user, who may then use it, or ends that. Only the owner may wrap, change, share or destroy
+    /// it.
+    ///
+    /// # Errors
+    /// Not the owner; an unknown user; no key of the store.
+    pub fn share(&self, id: ObjectId, user: &str, shared: bool) -> Result<()> {
+        self.require_user("share keys")?;
+        let object = self.object(id)?;
+        self.own(&object, "share it")?;
+        let known = self.0.session.core.root(&self.0.session.keys)?.value.users;
+        if !known.iter().any(|u| u.name == user && u.role == Role::CryptoUser) && shared {
+            let store = self.0.session.core.store().location();
+            return Err(HsmError::UnknownUser { store, user: user.into() }.into());
+        }
+        let mut changed = object.changed(object.attributes.clone());
+        changed.shared.retain(|name| name != user);
+        if shared {
+            changed.shared.push(user.into());
+            changed.shared.sort();
+        }
+        self.manage(&object, &changed, Event::KeyShared { id: id.0.into_bytes(), user: user.into(), shared })
+    }
+
+    /// Users a key is shared with.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchObject`].
+    pub fn shared_with(&self, id: ObjectId) -> Result<Vec<String>> {
+        Ok(self.object(id)?.shared.clone())
+    }
+
+    /// Sets how many approvals a token key needs to be used and to be wrapped, changed, shared or destroyed; 0 for none.
+    ///
+    /// # Errors
+    /// Not the owner; more than [`MAX_QUORUM`]; no key of the store.
+    pub fn set_key_quorum(&self, id: ObjectId, to_use: u8, to_manage: u8) -> Result<()> {
+        self.require_user("change objects")?;
+        let object = self.object(id)?;
+        self.own(&object, "change it")?;
+        if [to_use, to_manage].iter().any(|n| *n == 1 || *n > MAX_QUORUM) {
+            return Err(Error::ActionProhibited("a quorum is none or 2 to 8"));
+        }
+        let mut changed = object.changed(object.attributes.clone());
+        (changed.quorum_use, changed.quorum_manage) = (to_use, to_manage);
+        let what = format!("approvals: {to_use} to use, {to_manage} to manage");
+        self.manage(&object, &changed, Event::ObjectChanged { id: id.0.into_bytes(), what })
+    }
+
+    fn manage(&self, before: &Object, changed: &Object, event: Event) -> Result<()> {
+        if !before.is_token() || !before.is_key() {
+            return Err(Error::ActionProhibited("only keys of the store can do this"));
+        }
+        self.commit(&Change::Put(changed), event, before.quorum_manage)?;
+        self.stored().ready.remove(&before.id);
+        Ok(())
+    }
+
+    /// Uses up an approval for taking a key out.
+    pub(crate) fn approve_wrap(&self, object: &Object) -> Result<()> {
+        match object.quorum_manage {
+            0 => Ok(()),
+            needed => self.use_up(Service::KeyManage, needed, object.id.0.into_bytes()),
+        }
     }
 
     /// A key that may be used.
@@ -618,7 +708,7 @@ impl Token {
         if object.is_token() {
             let label = String::from_utf8_lossy(object.bytes(A::Label)).chars().take(64).collect();
             let event = Event::ObjectCreated { id: id.0.into_bytes(), class: object.class as u8, label };
-            self.commit(&Change::Put(&object), event)?;
+            self.commit(&Change::Put(&object), event, 0)?;
             return Ok(id);
         }
         let mut session = self.of_sessions();
@@ -629,10 +719,17 @@ impl Token {
         Ok(id)
     }
 
-    /// Logs and makes a change of the store.
-    pub(crate) fn commit(&self, change: &Change<'_>, event: Event) -> Result<()> {
+    /// Logs and makes a change of the store, with the approvals that the object asks for.
+    pub(crate) fn commit(&self, change: &Change<'_>, event: Event, needed: u8) -> Result<()> {
         let session = &self.0.session;
         let mut tx = session.begin(LOCK_WAIT)?;
+        if needed > 0 {
+            let id = match change {
+                Change::Put(object) => object.id,
+                Change::Destroy(id) => *id,
+            };
+            session.authorize(&mut tx, Service::KeyManage, needed, id.0.into_bytes())?;
+        }
         tx.log(&[Entry::ok(session.user(), event)])?;
         directory::apply(&session.core, &session.keys, tx, change, MAX_OBJECTS)?;
         Ok(())

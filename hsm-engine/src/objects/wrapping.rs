@@ -45,6 +45,7 @@ impl Token {
         if demanded.iter().any(|(a, v)| object.attributes.get(a) != Some(v)) {
             return Err(Error::KeyNotWrappable);
         }
+        self.approve_wrap(object)?;
         let secret = object.unwrap(self.wrapper())?;
         let too_long = |_| Error::KeySizeRange;
         match mechanism {

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
 mod attributes;
+mod backups;
 mod damage;
 mod mechanisms;
+mod people;
 mod scale;
 mod support;
 mod visibility;

@@ -104,6 +104,14 @@ impl Pkey {
         if cbs.len == 0 { Ok(key) } else { Err(Failed) }
     }
 
+    /// Parses a SubjectPublicKeyInfo; nothing may follow it.
+    pub(crate) fn from_spki(der: &[u8]) -> Result<Self> {
+        let mut cbs = sys::CBS { data: der.as_ptr(), len: der.len() };
+        // SAFETY: `cbs` describes `der`, which lives during the call.
+        let key = Self::own(unsafe { sys::EVP_parse_public_key(&mut cbs) })?;
+        if cbs.len == 0 { Ok(key) } else { Err(Failed) }
+    }
+
     /// PKCS#8 PrivateKeyInfo.
     pub(crate) fn to_pkcs8(&self) -> Result<SecretBuf> {
         self.marshal(
