@@ -89,7 +89,7 @@ fn a_key_is_destroyed_when_nothing_needs_it_and_its_time_has_come() {
 }
 
 #[test]
-fn a_key_that_a_wal_or_a_journal_needs_is_not_destroyed() {
+fn a_wal_is_emptied_before_a_key_is_destroyed() {
     let bench = Bench::new();
     let file = encrypted(&bench);
     let destroy =
@@ -110,6 +110,35 @@ fn a_key_that_a_wal_or_a_journal_needs_is_not_destroyed() {
     assert_eq!(fs::metadata(bench.path("app.db-wal")).unwrap().len(), 0, "no frame is left under it");
     db.execute("UPDATE t SET x = 3 WHERE id = 1", []).unwrap();
     assert_eq!(db.query_row("SELECT sum(x) FROM t", [], |row| row.get::<_, i64>(0)).unwrap(), 2002);
+}
+
+#[test]
+fn a_hot_journal_is_rolled_back_before_a_key_is_destroyed() {
+    let bench = Bench::new();
+    let file = encrypted(&bench);
+    let db = secret(&bench, &file);
+    db.execute_batch("PRAGMA cache_size = 5; BEGIN; UPDATE t SET x = randomblob(300)").unwrap();
+    // As a killed program leaves it.
+    let killed = bench.path("killed.db");
+    for suffix in ["", "-journal"] {
+        fs::copy(bench.path(&format!("app.db{suffix}")), bench.path(&format!("killed.db{suffix}"))).unwrap();
+    }
+    drop(db);
+    let verified = bench.sqlite("verify", &killed, &[]);
+    assert!(verified.out.contains("journal of a transaction"), "{}", verified.out);
+    // The copy has the original's key: a new version of the one is one of the other.
+    let db = secret(&bench, &file);
+    db.query_row("PRAGMA tde_rotate", [], |_| Ok(())).unwrap();
+    let destroy =
+        |more: &[&str]| bench.sqlite("destroy-key", &killed, &[&["--key-version", "1"], more].concat());
+    refused(&destroy(&["--wait-days", "0"]), "pages of");
+    assert!(!bench.path("killed.db-journal").exists());
+    assert_eq!(bench.sqlite("rotate", &killed, &[]).code, 0);
+    assert_eq!(destroy(&["--wait-days", "0"]).code, 0);
+    assert_eq!(destroy(&["--confirm"]).code, 0);
+    let db = secret(&bench, &killed);
+    let whole = "SELECT count(*) FROM t WHERE x = zeroblob(300)";
+    assert_eq!(db.query_row(whole, [], |row| row.get::<_, i64>(0)).unwrap(), 2000);
 }
 
 /// Copies a database with its WAL, and with the WAL's index if wanted.

@@ -9,6 +9,7 @@ use sqlite_vfs::offline::{FrameFault, PageFault, WalVerdict};
 
 use super::info::pages_under;
 use super::progress::Progress;
+use super::sidecar::{Journal, Sidecars};
 use super::{Target, encrypted};
 use crate::output::Output;
 use crate::{CliResult, Outcome};
@@ -28,6 +29,8 @@ struct Report {
     /// The first hundred.
     problems: Vec<Problem>,
     wal: Option<Wal>,
+    /// Of a transaction under way or cut short: pages in the file may be half of it.
+    hot_journal: bool,
 }
 
 /// The WAL beside the database.
@@ -95,6 +98,7 @@ pub(super) fn run(args: &Args, output: &Output) -> CliResult {
             bad_frames: wal.bad_count,
             stranded_frames: wal.stranded,
         }),
+        hot_journal: Sidecars::of(&path)?.journal == Some(Journal::Hot),
     };
     output.show(&report, Report::human)?;
     Ok(if good { Outcome::Good } else { Outcome::Problem })
@@ -108,6 +112,10 @@ impl Report {
         let mut text = format!("{}: authentic: {good}.\n", self.file);
         if let Some(wal) = &self.wal {
             text += &wal.human();
+        }
+        if self.hot_journal {
+            text += "There is a journal of a transaction that is under way or was cut short. If no program is using the database, the next \
+                     one that opens it rolls back to whole pages.\n";
         }
         if self.problems.is_empty() {
             return text + "No problems.\n";
