@@ -85,7 +85,7 @@ fi
 give() { [ "$(id -u)" != 0 ] || chown -R nobody:nogroup "$@"; }
 
 # SQLite as it is shipped, without what the suite switches on.
-plain_flags=$(grep -vE 'SQLITE_TEST|CRASH_TEST|TCLSH|NO_SYNC|SQLITE_SERVER|SQLITE_CORE|SQLITE_PRIVATE|PAGE_SIZE' flags)
+plain_flags=$(grep -vE 'SQLITE_TEST|CRASH_TEST|TCLSH|NO_SYNC|SQLITE_SERVER|SQLITE_CORE|SQLITE_PRIVATE|PAGE_SIZE|CKSUMVFS' flags)
 plain_sqlite() {
   [ -f sqlite3-plain.o ] || { gcc -O2 -w $plain_flags -DSQLITE_EXTRA_INIT=tde_suite_init -c sqlite3.c -o new.o && mv new.o sqlite3-plain.o; }
 }
