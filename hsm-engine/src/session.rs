@@ -346,6 +346,7 @@ impl Session {
     }
 
     /// Logs one event of this user.
+    #[cfg(feature = "objects")]
     pub(crate) fn log_event(&self, event: Event) -> Result<()> {
         self.same_process()?;
         self.log(self.entry(event), LOCK_WAIT)
