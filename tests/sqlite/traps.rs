@@ -1,11 +1,11 @@
-//! Traps of sqlite-io that need processes of their own: locks (G), keys before journals (A), promises of the device (Q), the page
-//! that SQLite keeps for its locks (8). The table of all is docs/testing/sqlite-traps.md.
+//! Traps of SQLite that need processes of their own: locks (G), keys before journals (A), promises of the device (Q). The table of all is
+//! docs/testing/sqlite-traps.md.
 
 use std::fs;
 use std::path::Path;
 
+use tde_tests::plain_mode;
 use tde_tests::sqlite::{Engine, Fault, Refusal, Sqlite};
-use tde_tests::{plain_mode, soak};
 
 const BUSY: i32 = 5;
 
@@ -155,27 +155,4 @@ fn the_device_promises_only_what_holds_for_sealed_pages() {
     assert_eq!(version, 2, "no pages are mapped");
     assert!(sector >= 512);
     assert_eq!(worker.int("PRAGMA mmap_size = 100000000; SELECT count(*) FROM t"), 0);
-}
-
-/// A file larger than a GiB: the long form only.
-#[test]
-fn the_page_that_sqlite_keeps_for_its_locks() {
-    if !soak() || plain_mode() {
-        return;
-    }
-    let sqlite = Sqlite::new();
-    let uri = sqlite.uri(Engine::Tde, "big.db", &[]);
-    let mut worker = sqlite.worker(Engine::Tde);
-    worker.open(0, &uri).unwrap();
-    worker.run(
-        "PRAGMA page_size = 65536; PRAGMA synchronous = OFF; CREATE TABLE t (id INTEGER PRIMARY KEY, x)",
-    );
-    for _ in 0..18 {
-        worker.run("INSERT INTO t (x) VALUES (randomblob(64000000))");
-    }
-    worker.run("INSERT INTO t (x) VALUES ('behind it'); PRAGMA tde_rotate; VACUUM");
-    assert_eq!(worker.text("PRAGMA tde_verify"), "ok");
-    assert!(!worker.text("PRAGMA tde_key_version").contains("version 1"));
-    assert_eq!(worker.text("PRAGMA integrity_check"), "ok");
-    assert_eq!(worker.text("SELECT x FROM t WHERE id = 19"), "behind it");
 }
