@@ -1,9 +1,13 @@
 //! `tde hsm`: makes and looks after the HSM that lives in the processes that use it.
 
 mod audit;
+mod backups;
 mod counters;
 mod init;
+mod keys;
 mod options;
+mod people;
+mod quorum;
 mod status;
 mod users;
 
@@ -28,6 +32,18 @@ pub(crate) enum Command {
     /// What the HSM remembers of keyrings: how new each was in each place
     #[command(subcommand)]
     Counters(counters::Command),
+    /// The users
+    #[command(subcommand)]
+    User(people::Command),
+    /// Keys and other objects
+    #[command(subcommand)]
+    Key(keys::Command),
+    /// Approvals of several people for what one alone must not do
+    #[command(subcommand)]
+    Quorum(quorum::Command),
+    /// Backups
+    #[command(subcommand)]
+    Backup(backups::Command),
     /// The audit log
     #[command(subcommand)]
     Audit(audit::Command),
@@ -41,6 +57,10 @@ pub(crate) fn run(command: Command, output: &Output) -> CliResult {
         Command::ResetPin(args) => users::reset_pin(&args, output),
         Command::ChangePin(args) => users::change_pin(&args, output),
         Command::Counters(command) => counters::run(&command, output),
+        Command::User(command) => people::run(&command, output),
+        Command::Key(command) => keys::run(&command, output),
+        Command::Quorum(command) => quorum::run(&command, output),
+        Command::Backup(command) => backups::run(&command, output),
         Command::Audit(command) => audit::run(&command, output),
     };
     match result {
