@@ -28,6 +28,10 @@ impl Purpose {
     pub const SQLITE_WAL: Self = Self("tde/sqlite/wal/v1");
     /// MAC of the headers of a SQLite database's rollback journal, format 1. Ids: file id (12 bytes).
     pub const SQLITE_JOURNAL: Self = Self("tde/sqlite/journal/v1");
+    /// WAL segments of a PostgreSQL cluster, format 1. No ids: one data key belongs to one cluster's WAL.
+    pub const PG_WAL: Self = Self("tde/pg/wal/v1");
+    /// Temporary files of a PostgreSQL server, format 1; from a key that lives as long as the server. No ids.
+    pub const PG_TEMPORARY: Self = Self("tde/pg/temporary/v1");
 }
 
 /// Derives a key of `N` bytes: `HKDF-SHA-256(ikm = key, no salt, info = purpose || ids[0] || ids[1] ...)`.
