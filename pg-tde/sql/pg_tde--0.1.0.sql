@@ -21,6 +21,20 @@ AS 'MODULE_PATHNAME', 'rotate_data_key_wrapper';
 COMMENT ON FUNCTION tde.rotate_data_key(text, boolean) IS
 'make a new version of a tablespace''s data key and write under it from now on; returns the job that rewrites what is there';
 
+CREATE FUNCTION tde.rotate_wal_key()
+RETURNS integer
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'rotate_wal_key_wrapper';
+COMMENT ON FUNCTION tde.rotate_wal_key() IS
+'make a new version of the write-ahead log''s data key; segments that are begun from now on are written under it';
+
+CREATE FUNCTION tde.wal_status()
+RETURNS TABLE (line bigint, key_version integer, accepts_plain boolean)
+LANGUAGE c VOLATILE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'wal_status_wrapper';
+COMMENT ON FUNCTION tde.wal_status() IS
+'how new segments of the write-ahead log are written (NULL: in clear), and whether segments in clear are accepted';
+
 CREATE FUNCTION tde.rotate_master_key()
 RETURNS integer
 LANGUAGE c VOLATILE PARALLEL UNSAFE

@@ -310,7 +310,7 @@ pub(crate) struct LineInfo {
     pub(crate) awaited: bool,
 }
 
-fn store_words(words: &[AtomicU64; 4], key: &SecretBytes<32>) {
+pub(crate) fn store_words(words: &[AtomicU64; 4], key: &SecretBytes<32>) {
     for (word, bytes) in words.iter().zip(key.expose().chunks_exact(8)) {
         let mut buffer = [0; 8];
         buffer.copy_from_slice(bytes);
@@ -318,7 +318,7 @@ fn store_words(words: &[AtomicU64; 4], key: &SecretBytes<32>) {
     }
 }
 
-fn load_words(words: &[AtomicU64; 4]) -> SecretBytes<32> {
+pub(crate) fn load_words(words: &[AtomicU64; 4]) -> SecretBytes<32> {
     let mut key = SecretBytes::zeroed();
     for (word, bytes) in words.iter().zip(key.expose_mut().chunks_exact_mut(8)) {
         bytes.copy_from_slice(&word.load(Relaxed).to_le_bytes());

@@ -14,7 +14,8 @@ use crate::ffi::server;
 use crate::key_table::{KeyTable, LineInfo, OPEN_END, Span, TableError};
 use crate::manifest::{Manifest, ManifestError, Named};
 use crate::pin_command::{self, PinCommandError};
-use crate::{report, settings};
+use crate::wal_table::{WalTable, WalTableFull};
+use crate::{report, settings, wal_keys};
 
 /// Why a key cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +112,31 @@ pub(crate) enum KeyError {
         /// OID of the tablespace.
         tablespace: u32,
     },
+    /// `pg_tde.encrypt_wal` is on, but only a primary can make the key.
+    #[error(
+        "pg_tde.encrypt_wal is on, but the keyring has no key for the write-ahead log, and only a primary makes one: start this server with pg_tde.encrypt_wal off until the primary has run with it on"
+    )]
+    NoWalKey,
+    /// There is no key of the WAL to rotate.
+    #[error("the write-ahead log was never encrypted: set pg_tde.encrypt_wal to on and restart the server")]
+    WalPlain,
+    /// The keyring is older than the data directory.
+    #[error("the keyring in \"{}\" has no line {line} for the write-ahead log, which this data directory uses: restore a newer copy of the keyring", dir.display())]
+    WalLineLost {
+        /// Where it is.
+        dir: PathBuf,
+        /// The line.
+        line: u64,
+    },
+    /// More than shared memory holds.
+    #[error(transparent)]
+    WalTable(#[from] WalTableFull),
+    /// `pg_wal` cannot be read.
+    #[error("cannot read the directory \"pg_wal\": {source}")]
+    WalDirectory {
+        /// Why.
+        source: std::io::Error,
+    },
     /// The manifest of the data directory.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -134,8 +160,13 @@ pub(crate) enum KeyError {
 
 impl KeyError {
     /// Whether the HSM refused the PIN or the user, until somebody changes either.
-    fn is_refused(&self) -> bool {
+    pub(crate) fn is_refused(&self) -> bool {
         matches!(self, Self::Login(error) if error.kind() == ErrorKind::Login) && !self.is_away()
+    }
+
+    /// Whether waiting, or a change of settings, may help.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.is_away() || self.is_refused()
     }
 
     /// Whether waiting may help.
@@ -184,7 +215,7 @@ fn refuse_store_in_data_directory(store: &Path) -> Result<(), KeyError> {
 ///
 /// # Errors
 /// Any key that cannot be had: the server must not start then.
-pub(crate) fn load(table: &KeyTable) -> Result<(), KeyError> {
+pub(crate) fn load(table: &KeyTable, wal: &WalTable) -> Result<(), KeyError> {
     let hsm = open_hsm()?;
     let dir = settings::keyring_directory();
     let recovers = is_copy_of_another_server();
@@ -195,6 +226,9 @@ pub(crate) fn load(table: &KeyTable) -> Result<(), KeyError> {
         locked.unlock(&hsm)?
     } else {
         refuse_vanished(&dir, &hsm, manifest.as_ref())?;
+        if recovers && settings::encrypt_wal() {
+            return Err(KeyError::NoWalKey);
+        }
         if recovers {
             // A standby takes over the keyring of the server whose WAL it replays.
             return Ok(());
@@ -222,6 +256,7 @@ pub(crate) fn load(table: &KeyTable) -> Result<(), KeyError> {
             }
         }
     }
+    wal_keys::load(wal, &unlocked, &scopes, &hsm, recovers)?;
     match control.and_then(|control| control.end) {
         // Nothing will be replayed, so redo will not end either.
         Some(end) => check_end_of_redo(table, end),
@@ -238,7 +273,9 @@ fn check_manifest(
     recovers: bool,
 ) -> Result<(), KeyError> {
     let (keyring, dir) = (unlocked.keyring(), settings::keyring_directory());
-    let lines: BTreeSet<_> = scopes.iter().flat_map(LineFacts::of).map(|facts| facts.named()).collect();
+    let of_wal = wal_keys::find(scopes).map(wal_keys::named);
+    let lines: BTreeSet<_> =
+        scopes.iter().flat_map(LineFacts::of).map(|facts| facts.named()).chain(of_wal).collect();
     let Some(manifest) = manifest else {
         return Ok(Manifest { keyring, lines }.write()?);
     };
@@ -252,9 +289,15 @@ fn check_manifest(
     }
     for &Named { line, tablespace } in manifest.lines.difference(&lines) {
         if !recovers {
-            return Err(KeyError::LineLost { dir, line, tablespace });
+            return Err(match tablespace {
+                Named::WAL => KeyError::WalLineLost { dir, line },
+                tablespace => KeyError::LineLost { dir, line, tablespace },
+            });
         }
-        table.add_awaited(line, tablespace)?;
+        // Segments that need it are refused until it is there.
+        if tablespace != Named::WAL {
+            table.add_awaited(line, tablespace)?;
+        }
     }
     Ok(())
 }
@@ -355,7 +398,7 @@ fn owner() -> Owner {
 }
 
 /// Whether the files come from a backup or another server, so that the WAL may still bring keyring records.
-fn is_copy_of_another_server() -> bool {
+pub(crate) fn is_copy_of_another_server() -> bool {
     let data = server::data_directory();
     ["backup_label", "standby.signal", "recovery.signal"].iter().any(|name| data.join(name).exists())
 }

@@ -7,6 +7,7 @@
 //! ```text
 //! pg_tde manifest 1
 //! keyring 0f9b5c1e-...-uuid
+//! wal line 2                       if the WAL has a line
 //! tablespace 16400 line 1          one for each line that was ever put to use
 //! crc32 1f2e3d4c                   of everything before this line
 //! ```
@@ -49,13 +50,18 @@ pub(crate) enum ManifestError {
     },
 }
 
-/// A key line of a tablespace.
+/// A key line of a tablespace, or of the WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Named {
-    /// OID of the tablespace.
+    /// OID of the tablespace, or [`Named::WAL`].
     pub(crate) tablespace: u32,
     /// Line in the keyring.
     pub(crate) line: u64,
+}
+
+impl Named {
+    /// No tablespace has this OID.
+    pub(crate) const WAL: u32 = 0;
 }
 
 /// The manifest of a data directory.
@@ -113,7 +119,10 @@ impl Manifest {
     fn text(&self) -> String {
         let mut text = format!("{HEAD}\nkeyring {}\n", self.keyring);
         for named in &self.lines {
-            text.push_str(&format!("tablespace {} line {}\n", named.tablespace, named.line));
+            match named.tablespace {
+                Named::WAL => text.push_str(&format!("wal line {}\n", named.line)),
+                tablespace => text.push_str(&format!("tablespace {tablespace} line {}\n", named.line)),
+            }
         }
         let crc = crc32fast::hash(text.as_bytes());
         text.push_str(&format!("crc32 {crc:08x}\n"));
@@ -129,8 +138,14 @@ impl Manifest {
         let keyring = KeyringId(Uuid::parse_str(lines.next()?.strip_prefix("keyring ")?).ok()?);
         let mut manifest = Self::new(keyring);
         for line in lines.filter(|line| !line.starts_with("crc32 ")) {
-            let (tablespace, line) = line.strip_prefix("tablespace ")?.split_once(" line ")?;
-            manifest.lines.insert(Named { tablespace: tablespace.parse().ok()?, line: line.parse().ok()? });
+            let (tablespace, line) = match line.strip_prefix("wal line ") {
+                Some(line) => (Named::WAL, line),
+                None => {
+                    let (tablespace, line) = line.strip_prefix("tablespace ")?.split_once(" line ")?;
+                    (tablespace.parse().ok()?, line)
+                }
+            };
+            manifest.lines.insert(Named { tablespace, line: line.parse().ok()? });
         }
         (manifest.text() == text).then_some(manifest)
     }
@@ -153,6 +168,7 @@ mod tests {
         let mut manifest = Manifest::new(KeyringId(Uuid::from_u128(0x1234)));
         manifest.lines.insert(Named { tablespace: 16400, line: 1 });
         manifest.lines.insert(Named { tablespace: 16500, line: 12 });
+        manifest.lines.insert(Named { tablespace: Named::WAL, line: 3 });
         manifest
     }
 
@@ -161,7 +177,7 @@ mod tests {
         let text = manifest().text();
         assert_eq!(
             text,
-            "pg_tde manifest 1\nkeyring 00000000-0000-0000-0000-000000001234\ntablespace 16400 line 1\ntablespace 16500 line 12\ncrc32 PINNED\n"
+            "pg_tde manifest 1\nkeyring 00000000-0000-0000-0000-000000001234\nwal line 3\ntablespace 16400 line 1\ntablespace 16500 line 12\ncrc32 PINNED\n"
                 .replace("PINNED", &format!("{:08x}", crc32fast::hash(&text.as_bytes()[..text.len() - 15])))
         );
         assert_eq!(Manifest::parse(&text), Some(manifest()));

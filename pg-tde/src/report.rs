@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use keyring::WalPosition;
 use page_cipher::pg::Fork;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
@@ -10,6 +11,7 @@ use crate::double_write::DoubleWriteError;
 use crate::ffi::compat::RelationId;
 use crate::job_table::{Kind, Progress};
 use crate::key_table::{LineInfo, State};
+use crate::keys::KeyError;
 use crate::page_io::{Cause, Opened, PageAddress, PageError};
 use crate::verify::Checked;
 
@@ -355,5 +357,49 @@ pub(crate) fn no_worker(line: u64) {
         &format!("pg_tde job {line} waits: all background workers are taken"),
         "",
         "Raise max_worker_processes. pg_tde needs one for itself and two for each job that runs.",
+    );
+}
+
+/// A segment of WAL is not accepted. Does not return when `fatal`.
+pub(crate) fn segment_refused(name: &str, why: &str, fatal: bool) {
+    send(
+        if fatal { PgLogLevel::FATAL } else { PgLogLevel::LOG },
+        PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+        &format!("pg_tde refuses WAL segment {name}: it {why}"),
+        "It was put there on purpose, or by a program that does not know the keys, or the keyring is older than it.",
+        "If it is genuine, run the program that brings it under \"tde exec\"; else restore it from the archive, or the keyring that belongs to it.",
+    );
+}
+
+/// The encryption of the WAL could not be settled. Does not return: the process is started again.
+pub(crate) fn wal_not_settled(error: &KeyError) {
+    send(
+        PgLogLevel::FATAL,
+        PgSqlErrorCode::ERRCODE_IO_ERROR,
+        "pg_tde cannot record how the write-ahead log is stored; it tries again",
+        &chain(error),
+        "",
+    );
+}
+
+/// The switch to encrypted WAL is complete.
+pub(crate) fn wal_encrypted_from(position: WalPosition) {
+    send(
+        PgLogLevel::LOG,
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        &format!("pg_tde: the write-ahead log is encrypted from {position} on"),
+        "",
+        "",
+    );
+}
+
+/// The key of a line of WAL cannot be had yet; redo waits.
+pub(crate) fn waiting_for_wal_key(error: &KeyError) {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_WARNING,
+        "recovery waits for the key of the write-ahead log",
+        &chain(error),
+        "Make the HSM available, or mend the setting that the detail names and reload.",
     );
 }

@@ -15,6 +15,9 @@ static PIN_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30);
 static KEYRING: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"pg_tde"));
 static CIPHER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"aes-256-hctr2"));
 
+static ENCRYPT_WAL: GucSetting<bool> = GucSetting::<bool>::new(false);
+static ENCRYPT_TEMP_FILES: GucSetting<bool> = GucSetting::<bool>::new(false);
+
 static JOB_COST_DELAY: GucSetting<f64> = GucSetting::<f64>::new(2.0);
 static JOB_COST_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(256);
 
@@ -60,6 +63,22 @@ pub(crate) fn define() {
         c"aes-256-hctr2 or aes-256-xts.",
         &CIPHER,
         GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"pg_tde.encrypt_wal",
+        c"Encrypts the write-ahead log.",
+        c"Segments that are begun after the change; those written before stay as they are.",
+        &ENCRYPT_WAL,
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"pg_tde.encrypt_temp_files",
+        c"Encrypts temporary files, spill files of logical decoding and pending notifications.",
+        c"Under a key that is made at server start and never stored.",
+        &ENCRYPT_TEMP_FILES,
+        GucContext::Postmaster,
         GucFlags::default(),
     );
     GucRegistry::define_float_guc(
@@ -109,6 +128,16 @@ pub(crate) fn pin_command_timeout() -> Duration {
 pub(crate) fn keyring_directory() -> PathBuf {
     let name = text(&KEYRING).unwrap_or_else(|| "pg_tde".to_owned());
     server::data_directory().join(name)
+}
+
+/// `pg_tde.encrypt_wal`
+pub(crate) fn encrypt_wal() -> bool {
+    ENCRYPT_WAL.get()
+}
+
+/// `pg_tde.encrypt_temp_files`
+pub(crate) fn encrypt_temp_files() -> bool {
+    ENCRYPT_TEMP_FILES.get()
 }
 
 /// `pg_tde.job_cost_delay`

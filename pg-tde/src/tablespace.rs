@@ -35,7 +35,7 @@ use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL, Span, State, T
 use crate::keys::{self, KeyError, LineFacts};
 use crate::manifest::Manifest;
 use crate::settings::UnknownCipher;
-use crate::{jobs, report, wal};
+use crate::{jobs, report, wal, wal_keys};
 
 static TABLE: OnceLock<&'static KeyTable> = OnceLock::new();
 
@@ -546,9 +546,24 @@ pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
     })?;
     // Every record, also those that the table no longer needs: a standby keeps them for old backups too.
     for scope in keyring.survey()?.scopes {
+        if scope.kind == ScopeKind::PgWal && !scope.is_draft() {
+            wal_keys::log_line(&keyring, &scope)?;
+        }
         if !LineFacts::of(&scope).is_empty() {
             log(&keyring, scope.line)?;
         }
     }
     Ok(rewrapped)
+}
+
+/// Makes a new version of the WAL's data key.
+///
+/// # Errors
+/// See [`TablespaceError`].
+pub(crate) fn rotate_wal_key() -> Result<u32, TablespaceError> {
+    let table = key_table().ok_or(TablespaceError::NotActive)?;
+    if server::recovery_in_progress() {
+        return Err(TablespaceError::InRecovery);
+    }
+    Ok(wal_keys::rotate(table)?)
 }

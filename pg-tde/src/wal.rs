@@ -23,6 +23,10 @@ use crate::keys::LineFacts;
 
 /// `info` of the record.
 pub(crate) const KEYRING_LINE: u8 = 0x00;
+/// `info` of a record that carries the line of the WAL itself: nothing but root and record of the keyring, as above.
+pub(crate) const WAL_LINE: u8 = 0x10;
+/// Its name.
+pub(crate) const WAL_LINE_NAME: &std::ffi::CStr = c"WAL_LINE";
 /// Its name in `pg_waldump` and `pg_walinspect`.
 pub(crate) const KEYRING_LINE_NAME: &std::ffi::CStr = c"KEYRING_LINE";
 const FORMAT: u8 = 2;

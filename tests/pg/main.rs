@@ -22,3 +22,6 @@ mod stock_tools;
 mod tamper;
 mod torn;
 mod unsupported;
+mod wal;
+mod wal_crash;
+mod wal_nodes;

@@ -30,6 +30,7 @@ pub struct Builder {
     checksums: bool,
     tde: bool,
     fsync: bool,
+    segment_megabytes: u32,
     conf: Vec<(String, String)>,
 }
 
@@ -52,6 +53,12 @@ impl Builder {
         self
     }
 
+    /// Size of WAL segments (16 MB unless said).
+    pub fn segments(mut self, megabytes: u32) -> Self {
+        self.segment_megabytes = megabytes;
+        self
+    }
+
     /// A setting for `postgresql.conf`; a later one wins.
     pub fn conf(mut self, name: &str, value: &str) -> Self {
         self.conf.push((name.into(), value.into()));
@@ -63,14 +70,8 @@ impl Builder {
         let root = PgRoot::get();
         let cluster = Cluster::folders(root);
         let mut initdb = root.command(root.bin("initdb"));
-        initdb.args([
-            "--no-sync",
-            "--auth=trust",
-            "--username=postgres",
-            "--encoding=UTF8",
-            "--locale=C",
-            "-D",
-        ]);
+        initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
+        initdb.arg(format!("--wal-segsize={}", self.segment_megabytes)).arg("-D");
         initdb.arg(&cluster.data);
         if self.checksums {
             initdb.arg("--data-checksums");
@@ -119,7 +120,7 @@ pub struct Cluster {
 impl Cluster {
     /// A cluster with pg_tde preloaded, an HSM and page checksums.
     pub fn builder() -> Builder {
-        Builder { checksums: true, tde: !plain_mode(), fsync: false, conf: Vec::new() }
+        Builder { checksums: true, tde: !plain_mode(), fsync: false, segment_megabytes: 16, conf: Vec::new() }
     }
 
     /// A started cluster as [`Self::builder`] makes it.

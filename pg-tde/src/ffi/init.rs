@@ -5,8 +5,8 @@ use std::error::Error;
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
-use super::{hooks, rmgr, server, shared, utility, worker};
-use crate::{double_write, keys, report, settings, tablespace};
+use super::{hooks, io, rmgr, server, shared, utility, worker};
+use crate::{double_write, keys, redirect, report, settings, tablespace};
 
 pgrx::pg_module_magic!();
 
@@ -63,9 +63,15 @@ pub extern "C-unwind" fn _PG_init() {
 
 /// Keys first, in memory that children inherit; then the table goes into force.
 fn start() -> Result<(), Box<dyn Error>> {
-    let table = shared::key_table()?;
-    keys::load(table)?;
+    let (table, wal) = (shared::key_table()?, shared::wal_table()?);
+    keys::load(table, wal)?;
     tablespace::set_key_table(table);
+    // A server that replays another's WAL may learn on its way that it is encrypted.
+    if wal.line().is_some() || settings::encrypt_temp_files() || keys::is_copy_of_another_server() {
+        redirect::set_up(wal, server::system_identifier(), settings::encrypt_temp_files())?;
+        io::install()?;
+        worker::register_wal();
+    }
     Ok(())
 }
 

@@ -2,8 +2,10 @@
 
 pub(crate) mod background;
 pub(crate) mod compat;
+pub(crate) mod got;
 pub(crate) mod hooks;
 pub(crate) mod init;
+pub(crate) mod io;
 pub(crate) mod pages;
 pub(crate) mod rmgr;
 pub(crate) mod server;

@@ -2,14 +2,15 @@
 
 use std::ffi::{CStr, c_char};
 
-use keyring::KeyringError;
+use keyring::{Imported, KeyringError};
 use pgrx::pg_sys::{self, RmgrData, StringInfo, XLogReaderState};
 use pgrx::prelude::*;
 
 use super::server;
+use crate::key_table::KeyTable;
 use crate::keys::{self, KeyError, LineFacts};
 use crate::manifest::Manifest;
-use crate::{placeholder, report, settings, tablespace, wal};
+use crate::{placeholder, redirect, report, settings, tablespace, wal, wal_keys};
 
 /// Our resource manager's ID, in every WAL that pg_tde ever wrote: never to be changed.
 pub(crate) const ID: u8 = 158;
@@ -52,21 +53,21 @@ unsafe fn record<'a>(reader: *mut XLogReaderState) -> (u8, &'a [u8]) {
 unsafe extern "C-unwind" fn redo(reader: *mut XLogReaderState) {
     // SAFETY: the server passes a decoded record of ours.
     let (info, payload) = unsafe { record(reader) };
-    if info != wal::KEYRING_LINE {
+    if !matches!(info, wal::KEYRING_LINE | wal::WAL_LINE) {
         report::redo_failed(&format!("unknown record type {info:#04x}"));
         return;
     }
     // The keyring must not get ahead of where recovery may be started again.
     // SAFETY: the server passes a decoded record.
     server::flush_wal(unsafe { (*reader).EndRecPtr });
-    if let Err(error) = redo_line(payload) {
+    let result = if info == wal::WAL_LINE { redo_wal_line(payload) } else { redo_line(payload) };
+    if let Err(error) = result {
         report::redo_failed(&report::chain(error.as_ref()));
     }
 }
 
-fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
-    let (facts, exported) = wal::decode(payload)?;
-    let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
+/// Stores root and record in the keyring.
+fn import(table: &KeyTable, exported: &[u8]) -> Result<Imported, Box<dyn std::error::Error>> {
     let imported = loop {
         match keyring::Keyring::import(&settings::keyring_directory(), exported) {
             // Somebody works on the keyring; an error would end the server.
@@ -80,6 +81,23 @@ fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     if imported.adopted {
         table.forget_seal_key();
     }
+    Ok(imported)
+}
+
+fn redo_wal_line(exported: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+    let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
+    let imported = import(table, exported)?;
+    // Without redirection this server could not read what follows.
+    let wal_table = redirect::table().ok_or(
+        "the write-ahead log is encrypted from here on: restart the server, so that it loads the key",
+    )?;
+    Ok(wal_keys::arrive(table, wal_table, imported.keyring)?)
+}
+
+fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+    let (facts, exported) = wal::decode(payload)?;
+    let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
+    let imported = import(table, exported)?;
     // The newest first: at no time may a tablespace be without a key to write under.
     for facts in facts.iter().rev() {
         Manifest::name(imported.keyring, facts.named())?;
@@ -112,8 +130,17 @@ unsafe extern "C-unwind" fn cleanup() {
 #[pg_guard]
 unsafe extern "C-unwind" fn describe(buffer: StringInfo, reader: *mut XLogReaderState) {
     // SAFETY: the server passes a decoded record of ours.
-    let (_, payload) = unsafe { record(reader) };
-    let text = match wal::decode(payload) {
+    let (info, payload) = unsafe { record(reader) };
+    let text = match info {
+        wal::WAL_LINE => format!("keys of the write-ahead log, {} bytes", payload.len()),
+        _ => describe_line(wal::decode(payload)),
+    };
+    // SAFETY: appends `text.len()` bytes to the server's buffer.
+    unsafe { pg_sys::appendBinaryStringInfo(buffer, text.as_ptr().cast(), text.len() as _) };
+}
+
+fn describe_line(decoded: Result<(Vec<LineFacts>, &[u8]), wal::BadRecord>) -> String {
+    match decoded {
         Ok((facts, _)) => {
             // The newest; there is always one.
             facts.last().map_or(String::new(), |newest| {
@@ -122,9 +149,7 @@ unsafe extern "C-unwind" fn describe(buffer: StringInfo, reader: *mut XLogReader
             })
         }
         Err(error) => error.to_string(),
-    };
-    // SAFETY: appends `text.len()` bytes to the server's buffer.
-    unsafe { pg_sys::appendBinaryStringInfo(buffer, text.as_ptr().cast(), text.len() as _) };
+    }
 }
 
 /// `rm_identify`
@@ -132,6 +157,7 @@ unsafe extern "C-unwind" fn describe(buffer: StringInfo, reader: *mut XLogReader
 unsafe extern "C-unwind" fn identify(info: u8) -> *const c_char {
     match info & !(pg_sys::XLR_INFO_MASK as u8) {
         wal::KEYRING_LINE => wal::KEYRING_LINE_NAME.as_ptr(),
+        wal::WAL_LINE => wal::WAL_LINE_NAME.as_ptr(),
         _ => std::ptr::null(),
     }
 }

@@ -68,6 +68,24 @@ pub(crate) fn log_record(info: u8, payload: &[u8]) -> u64 {
     }
 }
 
+/// Where the next record will be inserted. Not in recovery.
+pub(crate) fn insert_position() -> u64 {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::GetXLogInsertRecPtr() }
+}
+
+/// The timeline that records are inserted in. Not in recovery.
+pub(crate) fn insert_timeline() -> u32 {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::GetWALInsertionTimeLine() }
+}
+
+/// Bytes of a WAL segment.
+pub(crate) fn segment_size() -> u64 {
+    // SAFETY: a plain global, set when the control file was read, before libraries are preloaded.
+    u64::from(unsafe { pg_sys::wal_segment_size }.unsigned_abs())
+}
+
 /// Whether the cluster has data checksums.
 pub(crate) fn data_checksums() -> bool {
     // SAFETY: reads the control file's copy in shared memory.

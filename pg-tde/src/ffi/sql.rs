@@ -12,7 +12,7 @@ use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 use crate::key_table::{Counters, KeyTable, OPEN_END, State};
 use crate::tablespace::{self, TablespaceError};
 use crate::verify::{self, Checked};
-use crate::{keys, report, settings};
+use crate::{keys, redirect, report, settings};
 
 fn fail(error: &TablespaceError) -> ! {
     report::send(
@@ -79,6 +79,32 @@ fn rotate_master_key() -> i32 {
         Ok(rewrapped) => rewrapped.to.cast_signed(),
         Err(error) => fail(&error),
     }
+}
+
+/// `tde.rotate_wal_key()`: the new version.
+#[pg_extern(sql = false)]
+fn rotate_wal_key() -> i32 {
+    match tablespace::rotate_wal_key() {
+        Ok(version) => version.cast_signed(),
+        Err(error) => fail(&error),
+    }
+}
+
+/// `tde.wal_status()`
+#[pg_extern(sql = false)]
+fn wal_status() -> TableIterator<
+    'static,
+    (name!(line, Option<i64>), name!(key_version, Option<i32>), name!(accepts_plain, bool)),
+> {
+    let row = match redirect::table() {
+        None => (None, None, true),
+        Some(table) => (
+            table.line().map(u64::cast_signed),
+            table.write_version().map(u32::cast_signed),
+            table.plain_allowed(u64::MAX),
+        ),
+    };
+    TableIterator::once(row)
 }
 
 /// A WAL position as text, NULL where there is none.

@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 
 use super::compat;
 use crate::job_table::Outcome;
-use crate::{jobs, report, rewrite, tablespace};
+use crate::{jobs, redirect, report, rewrite, tablespace, wal_keys};
 
 /// Seconds after which the server starts a launcher that ended with an error.
 const RESTART: i32 = 5;
@@ -49,6 +49,14 @@ pub(crate) fn register() {
     launcher.bgw_restart_time = RESTART;
     // SAFETY: the server copies the struct.
     unsafe { pg_sys::RegisterBackgroundWorker(&raw mut launcher) }
+}
+
+/// Registers the process that settles the encryption of the WAL once recovery is over, and then ends.
+pub(crate) fn register_wal() {
+    let mut settler = worker("pg_tde wal", c"pg_tde_wal", 0);
+    settler.bgw_restart_time = RESTART;
+    // SAFETY: the server copies the struct.
+    unsafe { pg_sys::RegisterBackgroundWorker(&raw mut settler) }
 }
 
 /// Starts the process of a job; `false` when there is no free worker slot.
@@ -93,6 +101,17 @@ fn begin(database: u32) {
 pub unsafe extern "C-unwind" fn pg_tde_launcher(_argument: Datum) {
     begin(0);
     jobs::launch();
+}
+
+/// Main function of the process that settles the encryption of the WAL.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn pg_tde_wal(_argument: Datum) {
+    begin(0);
+    let (Some(keys), Some(wal)) = (tablespace::key_table(), redirect::table()) else { return };
+    if let Err(error) = wal_keys::settle(keys, wal) {
+        report::wal_not_settled(&error);
+    }
 }
 
 /// Main function of a job.

@@ -1,0 +1,77 @@
+//! kill -9 with encrypted WAL: every acknowledged transaction is there.
+
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use tde_tests::{Cluster, soak};
+
+use crate::wal::{encrypted, settled};
+
+fn load(cluster: &Cluster) -> Child {
+    cluster
+        .tool("pgbench")
+        .args(["-n", "-c", "4", "-j", "2", "-T", "600", "postgres"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn acknowledged(load: Child) -> i64 {
+    let output = load.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text
+        .lines()
+        .find(|l| l.contains("transactions actually processed"))
+        .unwrap_or_else(|| panic!("{text}"));
+    line.split_whitespace().last().unwrap().split('/').next().unwrap().parse().unwrap()
+}
+
+fn check(cluster: &Cluster, at_least: i64) {
+    let sums = cluster.rows(
+        "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches),
+                (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT coalesce(sum(delta), 0) FROM pgbench_history)",
+    );
+    assert!(sums[0].iter().all(|s| *s == sums[0][3]), "balances differ: {sums:?}");
+    let history = cluster.int("SELECT count(*) FROM pgbench_history");
+    assert!(history >= at_least, "{at_least} transactions were acknowledged, {history} are there");
+}
+
+#[test]
+fn every_acknowledged_transaction_survives_kill_9() {
+    let mut cluster = encrypted().conf("checkpoint_timeout", "30s").start();
+    settled(&cluster);
+    cluster.tool_output("pgbench", &["-i", "-q", "-s", "2", "postgres"]);
+    let mut committed = 0;
+    for round in 0..if soak() { 50 } else { 6 } {
+        let load = load(&cluster);
+        thread::sleep(Duration::from_millis(700 + round * 377 % 1500));
+        cluster.crash();
+        committed += acknowledged(load);
+        cluster.start();
+        check(&cluster, committed);
+    }
+    assert!(committed > 50, "the load was no load: {committed} transactions");
+}
+
+/// The switch is interrupted at many moments, in both directions, under load.
+#[test]
+fn every_acknowledged_transaction_survives_kill_9_during_a_switch() {
+    let mut cluster = encrypted().conf("pg_tde.encrypt_wal", "off").conf("checkpoint_timeout", "30s").start();
+    cluster.tool_output("pgbench", &["-i", "-q", "-s", "2", "postgres"]);
+    let mut committed = 0;
+    for round in 0..if soak() { 40 } else { 8 } {
+        cluster.stop();
+        cluster.configure("pg_tde.encrypt_wal", if round % 2 == 0 { "on" } else { "off" });
+        cluster.start();
+        let load = load(&cluster);
+        // Some before the switch is complete, some after it.
+        thread::sleep(Duration::from_millis(round * 211 % 1300));
+        cluster.crash();
+        committed += acknowledged(load);
+        cluster.start();
+        check(&cluster, committed);
+    }
+    assert!(committed > 20, "the load was no load: {committed} transactions");
+}
