@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,30 @@ pub(crate) fn archived(cluster: &Cluster) {
     }
 }
 
+/// Ends with its test, also with one that fails.
+struct Receiver(Child);
+
+impl Receiver {
+    fn stop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "not so after 30 s: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn segments(cluster: &Cluster) -> Vec<PathBuf> {
     let mut segments: Vec<_> = files::files_below(&cluster.data().join("pg_wal"))
         .into_iter()
@@ -78,7 +103,8 @@ fn write_rows(cluster: &Cluster) {
          ANALYZE;",
     );
     cluster.run("BEGIN; INSERT INTO rows SELECT i, 'canary-of-the-wal-prepared' FROM generate_series(1, 100) i; PREPARE TRANSACTION 'p'");
-    cluster.run("COMMIT PREPARED 'p'; CHECKPOINT");
+    cluster.run("COMMIT PREPARED 'p'");
+    cluster.run("CHECKPOINT");
 }
 
 /// Sessions that keep temporary files, and how many files there are.
@@ -268,28 +294,19 @@ fn forged_wal_in_clear_is_refused() {
     fs::create_dir(&received).unwrap();
     cluster.root().own(&received);
     // What comes over the wire is in clear.
-    let mut receiver = cluster.tool("pg_receivewal");
-    let mut receiver = receiver.arg("-D").arg(&received).spawn().unwrap();
-    let first = cluster.text("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
-    let begin = Instant::now();
-    while !received.join(format!("{first}.partial")).exists() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "nothing was received");
-        thread::sleep(Duration::from_millis(20));
-    }
+    let mut command = cluster.tool("pg_receivewal");
+    let mut receiver = Receiver(command.arg("-D").arg(&received).stderr(Stdio::null()).spawn().unwrap());
+    let partial = || files::files_below(&received).into_iter().any(|path| path.extension().is_some());
+    wait_until("something was received", partial);
     cluster.run("CHECKPOINT");
-    cluster.run("INSERT INTO t SELECT generate_series(1, 30000)");
+    let first = cluster.text("SELECT pg_walfile_name(redo_lsn) FROM pg_control_checkpoint()");
+    cluster.run("INSERT INTO t SELECT generate_series(1, 60000)");
     let last = cluster.text("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
-    let begin = Instant::now();
-    let whole = |name: &String| received.join(name).exists();
-    let needed = segments(&cluster).into_iter().map(|s| s.file_name().unwrap().to_str().unwrap().to_owned());
-    let needed: Vec<_> = needed.filter(|name| *name > first && *name < last).collect();
+    let names = segments(&cluster).into_iter().map(|s| s.file_name().unwrap().to_str().unwrap().to_owned());
+    let needed: Vec<_> = names.filter(|name| *name > first && *name < last).collect();
     assert!(needed.len() > 1, "{first} to {last}");
-    while !needed.iter().all(whole) {
-        assert!(begin.elapsed() < Duration::from_secs(30), "not all was received");
-        thread::sleep(Duration::from_millis(20));
-    }
-    receiver.kill().unwrap();
-    receiver.wait().unwrap();
+    wait_until("all was received", || needed.iter().all(|name| received.join(name).exists()));
+    receiver.stop();
     cluster.crash();
     let victim = cluster.data().join("pg_wal").join(&needed[0]);
     let genuine = fs::read(&victim).unwrap();

@@ -47,9 +47,13 @@ pub fn contains(hay: &[u8], needle: &[u8]) -> bool {
     false
 }
 
-/// The files below `dir` that contain `needle`.
+/// The files below `dir` that contain `needle`. A server may remove some meanwhile.
 pub fn files_with(dir: &Path, needle: &[u8]) -> Vec<PathBuf> {
-    files_below(dir).into_iter().filter(|p| contains(&fs::read(p).unwrap(), needle)).collect()
+    let read = |path: &PathBuf| match fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        bytes => bytes.unwrap(),
+    };
+    files_below(dir).into_iter().filter(|path| contains(&read(path), needle)).collect()
 }
 
 /// The pages of a file; a last partial one is left out.
