@@ -366,8 +366,8 @@ pub(crate) fn segment_refused(name: &str, why: &str, fatal: bool) {
         if fatal { PgLogLevel::FATAL } else { PgLogLevel::LOG },
         PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
         &format!("pg_tde refuses WAL segment {name}: it {why}"),
-        "It was put there on purpose, or by a program that does not know the keys, or the keyring is older than it.",
-        "If it is genuine, run the program that brings it under \"tde exec\"; else restore it from the archive, or the keyring that belongs to it.",
+        "It was put there on purpose, or by a program that does not know the keys (pg_basebackup that streams WAL, pg_receivewal), or the keyring is older than it.",
+        "Restore it from the archive, or the keyring that belongs to it; take base backups with --wal-method=fetch or none.",
     );
 }
 

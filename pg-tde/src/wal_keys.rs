@@ -66,6 +66,10 @@ pub(crate) fn load(
         None if recovers => return Err(KeyError::NoWalKey),
         None => make_line(unlocked, hsm)?,
     };
+    // Also when it is not new: a crash may have come between the two.
+    if !recovers {
+        Manifest::name(unlocked.keyring(), named(&scope))?;
+    }
     let scope = if on || recovers { scope } else { accept_plain(unlocked, scope)? };
     publish(table, unlocked, &scope, hsm)?;
     // A first switch waits until the line is in the WAL; a standby is told its line by the primary's.
@@ -79,7 +83,6 @@ fn make_line(unlocked: &Unlocked, hsm: &SoftHsm) -> Result<Scope, KeyError> {
     let initial = Some(StateChange { from: WalPosition(0), state: TablespaceState::Encrypting });
     let new = NewScope { kind: ScopeKind::PgWal, cipher: CipherId::Aes256Xts, initial };
     let (scope, _) = unlocked.add_scope(new, hsm)?;
-    Manifest::name(unlocked.keyring(), named(&scope))?;
     Ok(scope)
 }
 

@@ -8,6 +8,7 @@ mod hsm;
 mod keyring_cmd;
 mod output;
 mod pg;
+mod scan;
 mod sqlite;
 
 use std::error::Error;
@@ -46,6 +47,8 @@ enum Command {
     /// SQLite databases
     #[command(subcommand)]
     Sqlite(sqlite::Command),
+    /// Search a directory for texts that must not be readable in it
+    Scan(scan::Scan),
     /// Print a script that completes this command in a shell
     Completions {
         /// Which shell
@@ -92,6 +95,7 @@ fn run(command: Command, output: &Output) -> CliResult {
         Command::Keyring(command) => keyring_cmd::run(command, output),
         Command::Pg(command) => pg::run(command, output),
         Command::Sqlite(command) => sqlite::run(command, output),
+        Command::Scan(scan) => scan::run(&scan, output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tde", &mut script);

@@ -317,7 +317,7 @@ fn forged_wal_in_clear_is_refused() {
     // Nothing was lost by the refusal.
     fs::write(&victim, genuine).unwrap();
     cluster.start();
-    assert_eq!(cluster.int("SELECT count(*) FROM t"), 30_000);
+    assert_eq!(cluster.int("SELECT count(*) FROM t"), 60_000);
 }
 
 /// Encryption of the WAL itself is in the keyring and the manifest: without its line the server must not make another key.

@@ -201,5 +201,5 @@ fn a_backup_with_streamed_wal_is_refused_and_says_what_to_do() {
     let mut copy = Cluster::backup_of(&primary, &["--checkpoint=fast", "--wal-method=stream"], || ());
     let failure = copy.try_start().expect_err("WAL in clear");
     assert!(failure.log.contains("pg_tde refuses WAL segment"), "{}", failure.log);
-    assert!(failure.log.contains("tde exec"), "{}", failure.log);
+    assert!(failure.log.contains("--wal-method=fetch"), "{}", failure.log);
 }

@@ -25,10 +25,9 @@ use crate::output::{Output, with_causes};
 use crate::{CliResult, Outcome};
 
 /// What stays in clear; the threat model in docs/ gives the reasons.
-const NOT_ENCRYPTED: [&str; 4] = [
-    "the write-ahead log (pg_wal)",
-    "temporary files (pgsql_tmp) and spilled logical decoding",
-    "pg_default and pg_global",
+const NOT_ENCRYPTED: [&str; 3] = [
+    "the write-ahead log (pg_wal) unless pg_tde.encrypt_wal is on",
+    "temporary files (pgsql_tmp) and spilled logical decoding unless pg_tde.encrypt_temp_files is on",
     "transaction status, file names and sizes, the server log",
 ];
 
