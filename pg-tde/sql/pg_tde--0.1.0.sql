@@ -35,6 +35,27 @@ AS 'MODULE_PATHNAME', 'wal_status_wrapper';
 COMMENT ON FUNCTION tde.wal_status() IS
 'how new segments of the write-ahead log are written (NULL: in clear), and whether segments in clear are accepted';
 
+CREATE FUNCTION tde.pause_job(job bigint)
+RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'pause_job_wrapper';
+COMMENT ON FUNCTION tde.pause_job(bigint) IS
+'make a job wait, also after a restart of this server';
+
+CREATE FUNCTION tde.resume_job(job bigint)
+RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'resume_job_wrapper';
+COMMENT ON FUNCTION tde.resume_job(bigint) IS
+'let a paused job go on';
+
+CREATE FUNCTION tde.cancel_job(job bigint)
+RETURNS bigint
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'cancel_job_wrapper';
+COMMENT ON FUNCTION tde.cancel_job(bigint) IS
+'turn a job back: decrypt what was being encrypted, encrypt again what was being decrypted; returns the job that does it';
+
 CREATE FUNCTION tde.rotate_master_key()
 RETURNS integer
 LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -52,7 +73,7 @@ COMMENT ON FUNCTION tde.tablespace_is_encrypted(oid) IS
 CREATE FUNCTION tde.is_encrypted(relation regclass)
 RETURNS boolean
 LANGUAGE sql STRICT STABLE PARALLEL SAFE
-SET search_path = pg_catalog
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT tde.tablespace_is_encrypted(coalesce(nullif(c.reltablespace, 0), d.dattablespace))
     FROM pg_class c, pg_database d
@@ -73,7 +94,7 @@ CREATE FUNCTION tde.verify_tablespace(name text)
 RETURNS TABLE (database name, relation text, fork text, blocks bigint, zero_blocks bigint,
                damaged bigint, first_damaged bigint, detail text)
 LANGUAGE sql STRICT VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT d.datname,
            coalesce(CASE WHEN d.datname = current_database()
@@ -96,7 +117,8 @@ AS 'MODULE_PATHNAME', 'tablespace_lines_wrapper';
 
 CREATE FUNCTION tde.job_table()
 RETURNS TABLE (job bigint, tablespace oid, kind text, phase text, database oid, relation oid, blocks_done bigint,
-               blocks_total bigint, attempts integer, started timestamptz)
+               blocks_total bigint, blocks_verified bigint, blocks_per_second bigint, pid integer, paused boolean,
+               attempts integer, started timestamptz)
 LANGUAGE c STRICT VOLATILE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'job_table_wrapper';
 
@@ -129,6 +151,32 @@ CREATE VIEW tde.jobs AS
     LEFT JOIN pg_catalog.pg_tablespace t ON t.oid = j.tablespace
     LEFT JOIN pg_catalog.pg_database d ON d.oid = j.database;
 COMMENT ON VIEW tde.jobs IS 'jobs that rewrite pages: under way, and those that ended lately';
+
+CREATE VIEW tde.job_progress AS
+    SELECT j.pid, j.job, j.kind, t.spcname AS tablespace, j.database AS datid, d.datname, j.relation AS relid, j.phase,
+           j.blocks_total, j.blocks_done, j.blocks_verified,
+           round(j.blocks_per_second / 128.0, 1) AS mb_per_second,
+           CASE WHEN j.blocks_per_second > 0
+                THEN clock_timestamp() + make_interval(secs =>
+                     (j.blocks_total - CASE j.phase WHEN 'verifying files' THEN j.blocks_verified ELSE j.blocks_done END)
+                     / j.blocks_per_second::float8) END AS estimated_end,
+           j.paused, j.attempts, j.started,
+           CASE j.phase WHEN 'waiting for transactions' THEN
+               (SELECT string_agg(coalesce('process ' || l.pid,
+                           (SELECT 'prepared transaction ' || p.gid FROM pg_catalog.pg_locks x
+                            JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
+                            WHERE x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction LIMIT 1),
+                           'a prepared transaction'), ', ')
+                FROM pg_catalog.pg_locks l
+                WHERE l.locktype = 'object' AND l.granted AND l.database = 0
+                  AND l.classid = 'pg_catalog.pg_tablespace'::regclass AND l.objid = j.tablespace AND l.objsubid = 1) END
+               AS waits_for
+    FROM tde.job_table() j
+    LEFT JOIN pg_catalog.pg_tablespace t ON t.oid = j.tablespace
+    LEFT JOIN pg_catalog.pg_database d ON d.oid = j.database
+    WHERE j.phase <> 'done';
+COMMENT ON VIEW tde.job_progress IS
+'jobs under way: how far, how fast, and until when the present phase will take at that rate';
 
 CREATE VIEW tde.keys AS SELECT * FROM tde.key_versions();
 COMMENT ON VIEW tde.keys IS 'every version of every data key in the keyring, without the keys';

@@ -1,8 +1,11 @@
 //! Rewriting the pages of a tablespace in the background, until all of them are as its state wants them.
 //!
+//! While a job waits for something (transactions, workers, a person, another attempt) it has no process, so that it keeps no worker
+//! from others.
+//!
 //! A job exists because the keyring says `encrypting`, `rotating` or `decrypting`; nothing else needs to survive a crash. A launcher in every server
 //! that is not in recovery starts one process for each such line, which runs this order of steps from the beginning, however often it
-//! is interrupted:
+//! is interrupted (in step 4 it goes on at its mark, see `job_file`):
 //!
 //! 1. the line with its state is in the WAL and flushed, so that standbys write the images that follow as this server does;
 //! 2. a barrier: no process is still writing a page in the way of before;
@@ -15,41 +18,45 @@
 //! 7. the state `encrypted` is logged, durable in the keyring, and in force: plain pages are refused; or `plain`, after another checkpoint, so
 //!    that a page that was read in step 6 cannot be torn over an encrypted one.
 //!
-//! A page that is not as it should be in step 6 sends the job back to step 4 after a pause. Step 7 is never reached with such a page in a file,
+//! A page that is not as it should be in step 6 sends the job back to step 4, for the relations concerned only, and then after a pause. Step 7 is never reached with such a page in a file,
 //! whatever was missed before.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use keyring::{LineNumber, StateChange, TablespaceState, WalPosition};
 
 use crate::ffi::background::JobLock;
 use crate::ffi::{background, server, worker};
+use crate::job_file::{self, JobId, Mark};
 use crate::job_table::{Job, Kind, Outcome, Phase};
 use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL};
 use crate::keys;
 use crate::report;
+use crate::rewrite::{self, REPORT_EVERY};
 use crate::tablespace::{self, TablespaceError};
-use crate::verify::{self, Checked};
+use crate::verify::{self, Checked, GoOn};
 
 /// Between two looks at the lines, while there is something to do and while there is not.
 const SHORT_NAP: Duration = Duration::from_secs(1);
 const LONG_NAP: Duration = Duration::from_secs(60);
+/// Between two tries to get a lock.
+const LOCK_NAP: Duration = Duration::from_millis(200);
 /// A job whose process ended is begun again after this.
 const GRACE: Duration = Duration::from_secs(5);
 /// For a free slot of a background worker.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
-/// Longest pause before another pass.
-const LONGEST_PAUSE: u32 = 60;
+/// Jobs that work at the same time; one while workers are scarce, which is remembered for a while.
+const AT_A_TIME: usize = 2;
+const LACK: Duration = Duration::from_secs(60);
 
-/// The launcher: starts a process for each job that has none. Does not return.
+/// The launcher: starts processes for jobs, a few at a time. Does not return.
 pub(crate) fn launch() -> ! {
     loop {
         if let Some(table) = tablespace::key_table() {
             table.jobs.set_launcher(server::pid());
             let tasks: Vec<_> = table.lines().filter_map(|line| Task::of(table, line)).collect();
-            for task in &tasks {
-                launch_one(table, task);
-            }
+            launch_all(table, &tasks);
             background::nap(if tasks.is_empty() { LONG_NAP } else { SHORT_NAP });
         } else {
             background::nap(LONG_NAP);
@@ -76,18 +83,83 @@ impl Task {
 
     /// Whether it has still to be done.
     fn is_current(&self, table: &KeyTable) -> bool {
-        Self::of(table, self.line).is_some_and(|now| now.kind == self.kind)
+        Self::of(table, self.line).is_some_and(|now| now.id() == self.id())
+    }
+
+    /// How its files name it.
+    fn id(&self) -> JobId {
+        let span = self.line.span;
+        let from = match self.kind {
+            Kind::Encrypt | Kind::Rotate => span.start,
+            Kind::Decrypt => span.closing,
+        };
+        JobId { line: self.line.line, from }
+    }
+
+    /// The task of a job in the table, unless something else has to be done by now.
+    fn in_slot(table: &KeyTable, job: &Job) -> Option<Self> {
+        let (kind, id) = (job.progress()?.kind, job.id());
+        let mut tasks = table.lines().filter_map(|line| Self::of(table, line));
+        tasks.find(|task| task.kind == kind && task.id() == id)
+    }
+
+    /// The files of the tablespace that are not as they should be in the end.
+    fn unfinished(&self, table: &KeyTable, go_on: GoOn<'_>) -> Result<Vec<Checked>, TablespaceError> {
+        match self.kind {
+            Kind::Encrypt | Kind::Rotate => verify::not_encrypted(table, &self.line, go_on),
+            Kind::Decrypt => verify::not_plain(table, &self.line, go_on),
+        }
+    }
+
+    /// The task of a job that people name by its number.
+    fn of_job(table: &KeyTable, number: u64) -> Result<Self, TablespaceError> {
+        let mut tasks = table.lines().filter_map(|line| Self::of(table, line));
+        tasks.find(|task| task.line.line == number).ok_or(TablespaceError::NoJob(number))
     }
 }
 
-fn launch_one(table: &KeyTable, task: &Task) {
-    let line = &task.line;
-    let Some(slot) = table.jobs.claim(line, task.kind) else { return };
-    let idle = background::transaction(|| background::job_is_idle(line.tablespace));
-    if idle && table.jobs.launch(slot, GRACE) {
-        // Another try follows.
+/// Each job needs a worker for itself and one for the database it works on. Those that have waited longest go first.
+fn launch_all(table: &KeyTable, tasks: &[Task]) {
+    let idle = |tablespace: u32| background::transaction(|| background::job_is_idle(tablespace));
+    for job in table.jobs.without(|line| tasks.iter().any(|task| task.line.line == line)) {
+        if job.progress().is_some_and(|job| idle(job.tablespace)) {
+            job.enter(Phase::Done); // dropped while it waited
+        }
+    }
+    let mut jobs = Vec::new();
+    for task in tasks {
+        let idle = || idle(task.line.tablespace);
+        let Some(slot) = table.jobs.claim(&task.line, task.kind, task.id().from, &idle) else { continue };
+        let Some(job) = table.jobs.get(slot) else { continue };
+        jobs.push((job.launched(), slot, job, task));
+    }
+    jobs.sort_by_key(|(launched, ..)| *launched);
+    let mut running = jobs
+        .iter()
+        .filter(|(_, _, job, task)| job.is_being_launched(GRACE) || !idle(task.line.tablespace))
+        .count();
+    let limit = if table.jobs.lacked_workers(LACK) { 1 } else { AT_A_TIME };
+    for (_, slot, job, task) in jobs {
+        if running >= limit {
+            return;
+        }
+        // Whatever the file says: one that cannot be read is the job's to report.
+        let paused = job.is_paused() || job_file::is_paused(task.id()).unwrap_or(false);
+        if paused
+            && job.progress().is_some_and(|now| now.phase != Phase::Paused)
+            && idle(task.line.tablespace)
+        {
+            job.set_paused(true);
+            job.enter(Phase::Paused);
+        }
+        if paused || !idle(task.line.tablespace) || !job.launch(GRACE) {
+            continue;
+        }
+        running += 1;
         if !worker::start_job(slot) {
-            report::no_worker(line.line);
+            // Another try follows.
+            report::no_worker(task.line.line);
+            return;
         }
     }
 }
@@ -104,7 +176,70 @@ pub(crate) fn wait(table: &KeyTable, line: u64) {
     }
 }
 
-/// A job from its beginning to its end, in a process of its own.
+/// Makes a job wait at the next mark, also after a restart of this server. Other servers do not know of it.
+///
+/// # Errors
+/// When there is no such job, or that cannot be remembered.
+pub(crate) fn pause(number: u64) -> Result<(), TablespaceError> {
+    let table = changeable()?;
+    let _keyring = server::lock_keyring();
+    job_file::pause(Task::of_job(table, number)?.id())?;
+    if let Some(job) = table.jobs.of_line(number) {
+        job.set_paused(true);
+    }
+    Ok(())
+}
+
+/// Lets a job go on; one that was not paused is left alone.
+///
+/// # Errors
+/// When there is no such job, or that cannot be remembered.
+pub(crate) fn resume(number: u64) -> Result<(), TablespaceError> {
+    let table = changeable()?;
+    let _keyring = server::lock_keyring();
+    job_file::resume(Task::of_job(table, number)?.id())?;
+    if let Some(job) = table.jobs.of_line(number) {
+        job.set_paused(false);
+        job.again_in(Duration::ZERO);
+    }
+    wake_launcher(table);
+    Ok(())
+}
+
+/// Turns a job back: what was being encrypted is decrypted, and what was being decrypted is encrypted again under a new version of
+/// its key. Returns the job that does that.
+///
+/// # Errors
+/// When there is no such job, or it rotates a key: pages are under both versions, and going back would be another rotation.
+pub(crate) fn cancel(number: u64) -> Result<u64, TablespaceError> {
+    let table = changeable()?;
+    {
+        let _keyring = server::lock_keyring();
+        let task = Task::of_job(table, number)?;
+        match task.kind {
+            Kind::Encrypt => tablespace::begin_decrypting(table, LineNumber(number))?,
+            Kind::Decrypt => tablespace::encrypt_again(table, LineNumber(number))?,
+            Kind::Rotate => return Err(TablespaceError::NotCancellable(number)),
+        }
+        if let Some(job) = table.jobs.of_line(number) {
+            job.cancel(task.id());
+        }
+    }
+    wake_launcher(table);
+    Ok(number)
+}
+
+/// The key table, where jobs can be changed.
+fn changeable() -> Result<&'static KeyTable, TablespaceError> {
+    let table = tablespace::key_table().ok_or(TablespaceError::NotActive)?;
+    if server::recovery_in_progress() {
+        return Err(TablespaceError::InRecovery);
+    }
+    keys::ensure_compared(table)?;
+    Ok(table)
+}
+
+/// One attempt at a job, in a process of its own, which ends whenever there is something to wait for.
 ///
 /// # Errors
 /// When the keyring or a file cannot be read or changed. The launcher begins the job again.
@@ -118,105 +253,235 @@ pub(crate) fn run(slot: usize) -> Result<(), TablespaceError> {
     let Some(_lock) = background::transaction(|| JobLock::try_acquire(oid)) else {
         return Ok(()); // it runs already
     };
-    let tasks = table.lines().filter(|line| line.line == progress.line);
-    let mut tasks = tasks.filter_map(|line| Task::of(table, line));
-    let Some(task) = tasks.find(|task| task.kind == progress.kind) else {
+    let Some(task) = Task::in_slot(table, job) else {
         job.enter(Phase::Done);
         return Ok(());
     };
-    report::job_started(&task.line, task.kind);
-    job.enter(Phase::Starting);
-    background::transaction(|| tablespace::log_lines(table))?;
-    background::barrier();
-    if task.kind == Kind::Encrypt {
-        job.enter(Phase::Waiting);
-        background::transaction(|| server::lock_tablespace(oid, false));
-    }
-    while task.is_current(table) {
-        match pass(table, job, slot, &task)? {
-            Pass::Clean => {
-                background::transaction(|| finish(table, &task))?;
-                break;
-            }
-            Pass::Remaining(found) => {
-                if !task.is_current(table) {
-                    break; // dropped or cancelled meanwhile
-                }
-                let attempts = job.pass_failed();
-                report::job_remaining(&task.line, task.kind, found.as_ref());
-                job.enter(Phase::Pausing);
-                background::nap(Duration::from_secs(attempts.saturating_mul(2).min(LONGEST_PAUSE).into()));
-            }
+    let work = Work { table, job, slot, task };
+    job.set_pid(server::pid());
+    let end = work.attempt();
+    job.set_pid(0);
+    match end? {
+        End::Over => {
+            job_file::forget_mark(task.id())?;
+            job_file::resume(task.id())?;
+            job.enter(Phase::Done);
+            report::job_ended(&task.line, task.kind, table.state(oid));
         }
+        End::Paused => {
+            job.enter(Phase::Paused);
+            report::job_paused(task.line.line);
+        }
+        End::Again(pause) => job.again_in(pause),
     }
-    job.enter(Phase::Done);
-    report::job_ended(&task.line, task.kind, table.state(oid));
+    wake_launcher(table);
     Ok(())
 }
 
-/// What a pass over the tablespace leaves.
-enum Pass {
-    /// Every page is as it should be.
-    Clean,
-    /// A page is not, the first of these; or a database could not be worked on.
-    Remaining(Option<Checked>),
+/// One database of a job, in a process that is connected to it.
+pub(crate) fn rewrite(slot: usize, database: u32) {
+    let Some(table) = tablespace::key_table() else { return };
+    let Some(job) = table.jobs.get(slot) else { return };
+    let Some(task) = Task::in_slot(table, job) else { return };
+    let directory = if task.line.tablespace == PG_GLOBAL { 0 } else { database };
+    let only = match job.is_repair().then(|| task.unfinished(table, &mut |_| !job.must_stop())).transpose() {
+        Ok(found) => found.map(|found| {
+            found.iter().filter(|file| file.database == directory).map(|file| file.number).collect()
+        }),
+        Err(error) => report::job_failed(&error),
+    };
+    let outcome = rewrite::database(job, database, task.line.tablespace, only.as_ref());
+    job.set_outcome(outcome);
 }
 
-fn pass(table: &KeyTable, job: &Job, slot: usize, task: &Task) -> Result<Pass, TablespaceError> {
-    let line = &task.line;
-    let files = match tablespace::relation_files(line.tablespace) {
-        Ok(files) => files,
-        // Dropped, or about to be.
-        Err(_) if !tablespace::has_directory(line.tablespace) => return Ok(Pass::Remaining(None)),
-        Err(error) => return Err(error),
-    };
-    job.begin_pass(files.iter().map(|file| verify::blocks(file)).sum());
-    let failed = if line.tablespace == PG_GLOBAL {
-        // Shared catalogs are the same from every database; one that takes connections will do.
-        !tablespace::databases_in(PG_DEFAULT)?
-            .into_iter()
-            .any(|database| rewrite_database(job, slot, database))
-    } else {
-        // All of them, whatever fails.
-        let databases = tablespace::databases_in(line.tablespace)?;
-        databases.into_iter().filter(|&database| !rewrite_database(job, slot, database)).count() > 0
-    };
-    job.enter(Phase::Checkpointing);
-    server::checkpoint();
-    job.enter(Phase::Verifying);
-    let found = match task.kind {
-        Kind::Encrypt | Kind::Rotate => verify::first_not_encrypted(table, line)?,
-        Kind::Decrypt => verify::first_not_plain(table, line)?,
-    };
-    match found {
-        Some(found) => Ok(Pass::Remaining(Some(found))),
-        None if failed => Ok(Pass::Remaining(None)),
-        None => Ok(Pass::Clean),
+/// How an attempt ended.
+enum End {
+    /// Nothing is left to do: it is done, cancelled, or the tablespace was dropped.
+    Over,
+    /// Somebody wants it to wait.
+    Paused,
+    /// Something has to happen first; another attempt follows after this.
+    Again(Duration),
+}
+
+/// What the process of a job works with.
+struct Work {
+    table: &'static KeyTable,
+    job: &'static Job,
+    slot: usize,
+    task: Task,
+}
+
+impl Work {
+    /// Why the job has to stop here, if it has to.
+    fn stop(&self) -> Option<End> {
+        match (self.task.is_current(self.table), self.job.is_paused()) {
+            (false, _) => Some(End::Over),
+            (true, true) => Some(End::Paused),
+            (true, false) => None,
+        }
     }
-}
 
-/// `false` when the process that should do it failed; the log says why.
-fn rewrite_database(job: &Job, slot: usize, database: u32) -> bool {
-    loop {
-        // Whoever needs databases without connections goes first.
-        background::transaction(background::wait_for_databases);
-        job.enter(Phase::Rewriting);
-        job.at(database, 0);
-        job.set_outcome(Outcome::Failed);
-        if !worker::rewrite_database(slot, database) {
-            job.enter(Phase::Pausing);
-            if let Some(progress) = job.progress() {
-                report::no_worker(progress.line);
+    fn attempt(&self) -> Result<End, TablespaceError> {
+        let Self { table, job, task, .. } = self;
+        let line = &task.line;
+        if job_file::is_paused(task.id())? {
+            return Ok(End::Paused);
+        }
+        let mark = job_file::mark(task.id())?.unwrap_or_default();
+        if job.announce() {
+            report::job_started(line, task.kind, mark.done);
+        }
+        background::transaction(|| tablespace::log_lines(table))?;
+        background::barrier();
+        if task.kind == Kind::Encrypt && !self.makers_have_ended() {
+            return Ok(self.stop().unwrap_or(End::Again(Duration::ZERO)));
+        }
+        let files = match tablespace::relation_files(line.tablespace) {
+            Ok(files) => files,
+            // Dropped, or about to be.
+            Err(_) if !tablespace::has_directory(line.tablespace) => return Ok(self.again(None)),
+            Err(error) => return Err(error),
+        };
+        job.begin_pass(files.iter().map(|file| verify::blocks(file)).sum(), mark);
+        if !mark.is_complete() {
+            job.set_repair(false);
+            let databases = tablespace::databases_in(self.connect_to())?;
+            let behind = |database: &u32| line.tablespace == PG_GLOBAL || *database >= mark.database;
+            if let Some(end) = self.rewrite(databases.into_iter().filter(behind))? {
+                return Ok(end);
             }
-            background::nap(LONGEST_WAIT);
-            continue;
         }
-        match job.outcome() {
-            Outcome::Done => return true,
-            Outcome::Failed => return false,
-            Outcome::Yielded => (),
+        let mut remaining = Vec::new();
+        for repair in [false, true] {
+            if repair {
+                // Only what is not as it should be: relations that were locked, or that the catalogs did not show yet.
+                job.set_repair(true);
+                let databases: BTreeSet<u32> = match line.tablespace {
+                    PG_GLOBAL => tablespace::databases_in(PG_DEFAULT)?,
+                    _ => remaining.iter().map(|file: &Checked| file.database).collect(),
+                };
+                if let Some(end) = self.rewrite(databases.into_iter())? {
+                    return Ok(end);
+                }
+            }
+            job.enter(Phase::Checkpointing);
+            server::checkpoint();
+            if !repair && !mark.is_complete() {
+                let done = job.mark().done;
+                job_file::save_mark(task.id(), Mark { done, ..Mark::COMPLETE })?;
+            }
+            job.enter(Phase::Verifying);
+            remaining = self.verify()?;
+            if let Some(end) = self.stop() {
+                return Ok(end);
+            }
+            if remaining.is_empty() {
+                background::transaction(|| finish(table, task))?;
+                return Ok(End::Over);
+            }
+        }
+        Ok(self.again(remaining.first()))
+    }
+
+    /// Another attempt after a pause that grows, since it reads every file.
+    fn again(&self, found: Option<&Checked>) -> End {
+        if let Some(end) = self.stop() {
+            return end;
+        }
+        let attempts = self.job.pass_failed();
+        report::job_remaining(&self.task.line, self.task.kind, found);
+        self.job.enter(Phase::Pausing);
+        End::Again(Duration::from_secs(1 << attempts.min(9)))
+    }
+
+    /// Whoever has made files before the change may still make plain pages that the catalogs do not show. Nobody new takes that lock.
+    /// `false` after a minute.
+    fn makers_have_ended(&self) -> bool {
+        self.job.enter(Phase::Waiting);
+        let LineInfo { line, tablespace, .. } = self.task.line;
+        let begin = Instant::now();
+        while !background::transaction(|| background::files_are_settled(tablespace)) {
+            if self.stop().is_some() {
+                return false;
+            }
+            if begin.elapsed() >= REPORT_EVERY {
+                report::job_waits(line, tablespace);
+                return false;
+            }
+            background::nap(LOCK_NAP);
+        }
+        true
+    }
+
+    /// Shared catalogs are the same from every database.
+    fn connect_to(&self) -> u32 {
+        match self.task.line.tablespace {
+            PG_GLOBAL => PG_DEFAULT,
+            other => other,
         }
     }
+
+    /// Every database, whatever fails; of `pg_global` the first that can be connected to. `Some` when the job has to stop.
+    fn rewrite(&self, databases: impl Iterator<Item = u32>) -> Result<Option<End>, TablespaceError> {
+        for database in databases {
+            match self.rewrite_database(database) {
+                Rewritten::Done if self.task.line.tablespace == PG_GLOBAL => break,
+                Rewritten::Done | Rewritten::Failed => (),
+                Rewritten::Stopped(end) => return Ok(Some(end)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn rewrite_database(&self, database: u32) -> Rewritten {
+        let Self { job, slot, .. } = *self;
+        loop {
+            if let Some(end) = self.stop() {
+                return Rewritten::Stopped(end);
+            }
+            // Whoever needs databases without connections goes first.
+            background::transaction(background::wait_for_databases);
+            job.enter(Phase::Rewriting);
+            job.at(database, 0);
+            job.set_outcome(Outcome::Failed);
+            if !worker::rewrite_database(slot, database) {
+                // Not while holding a worker oneself: others may wait for that.
+                self.table.jobs.lack_workers();
+                report::no_worker(self.task.line.line);
+                job.enter(Phase::Pausing);
+                return Rewritten::Stopped(End::Again(LONGEST_WAIT));
+            }
+            match job.outcome() {
+                Outcome::Done => return Rewritten::Done,
+                Outcome::Failed => return Rewritten::Failed,
+                Outcome::Yielded => (),
+            }
+        }
+    }
+
+    /// The files that are not as they should be.
+    fn verify(&self) -> Result<Vec<Checked>, TablespaceError> {
+        let job = self.job;
+        let mut reported = Instant::now();
+        self.task.unfinished(self.table, &mut |blocks| {
+            job.verified(blocks);
+            background::reload_if_asked();
+            if reported.elapsed() >= REPORT_EVERY {
+                reported = Instant::now();
+                job.progress().iter().for_each(report::job_progress);
+            }
+            self.stop().is_none()
+        })
+    }
+}
+
+/// What became of a database.
+enum Rewritten {
+    Done,
+    /// Something in it could not be rewritten, which the log explains.
+    Failed,
+    Stopped(End),
 }
 
 /// Every page in the files is as it should be: from now on nothing else is accepted.

@@ -104,6 +104,8 @@ pub(crate) struct KeyTable {
     pub(crate) double_write: DoubleWriteState,
     /// Where the redo began that this server went through last: pages may be as old as this.
     recovery_from: AtomicU64,
+    /// It began at the label of a base backup, whose files are newer.
+    copied: AtomicU64,
     /// Work in the background.
     pub(crate) jobs: JobTable,
     entries: [Entry; MAX_ENTRIES],
@@ -226,6 +228,20 @@ impl Span {
         self.strict <= position && position < self.closing
     }
 
+    /// Whether a record that was logged after `position` should say more: a change before that is always in it, unless this span is of a
+    /// timeline that was abandoned.
+    pub(crate) fn is_unknown_to(&self, record: Self, position: u64) -> bool {
+        // Made, and not put to use as far as is known here.
+        if self.end == 0 {
+            return false;
+        }
+        if record.end == 0 {
+            return self.start < position;
+        }
+        let changes = [(self.strict, record.strict), (self.closing, record.closing), (self.end, record.end)];
+        changes.into_iter().any(|(ours, theirs)| ours < position && theirs == OPEN_END)
+    }
+
     /// Whether pages are written under it now.
     pub(crate) fn in_force(&self) -> bool {
         self.writes(NOW)
@@ -243,17 +259,20 @@ impl Span {
     }
 
     /// What is known after another record of the key, which may be older or newer: nothing is taken back.
-    /// `None` when they are not of the same key.
+    /// `None` when they are not of the same key, or know different positions of the same change: one is of another timeline.
     pub(crate) fn merged(self, other: Self) -> Option<Self> {
         // Not a comparison with `UNUSED`: a process may have been killed half-way.
         if self.end == 0 || other.end == 0 {
             return Some(if self.end == 0 { other } else { self });
         }
-        (self.start == other.start).then_some(Self {
-            start: self.start,
-            strict: self.strict.min(other.strict),
-            closing: self.closing.min(other.closing),
-            end: self.end.min(other.end),
+        let merge = |ours: u64, theirs: u64| {
+            (ours == theirs || ours == OPEN_END || theirs == OPEN_END).then(|| ours.min(theirs))
+        };
+        Some(Self {
+            start: merge(self.start, other.start)?,
+            strict: merge(self.strict, other.strict)?,
+            closing: merge(self.closing, other.closing)?,
+            end: merge(self.end, other.end)?,
         })
     }
 }
@@ -421,14 +440,14 @@ impl KeyTable {
         Ok(index)
     }
 
-    /// Adds a line of which only the manifest is known: nothing in its tablespace can be read or written before the
+    /// Adds a line of which only the manifest is known: from its position on nothing in its tablespace can be read or written before the
     /// WAL has brought it. The caller is alone.
     ///
     /// # Errors
     /// [`TableError::Full`]
-    pub(crate) fn add_awaited(&self, line: u64, tablespace: u32) -> Result<(), TableError> {
-        let always = Span { start: 0, strict: 0, closing: OPEN_END, end: OPEN_END };
-        let index = self.add(line, 0, tablespace, CipherId::Aes256Hctr2, always)?;
+    pub(crate) fn add_awaited(&self, line: u64, tablespace: u32, start: u64) -> Result<(), TableError> {
+        let span = Span { start, strict: OPEN_END, closing: OPEN_END, end: OPEN_END };
+        let index = self.add(line, 0, tablespace, CipherId::Aes256Hctr2, span)?;
         self.entries[index].awaited.store(1, Release);
         Ok(())
     }
@@ -485,9 +504,19 @@ impl KeyTable {
         self.generation.fetch_add(1, Release);
     }
 
-    /// Where the redo began that this server went through last: 0 for a copy of another server.
+    /// Where the redo began that this server went through last.
     pub(crate) fn recovery_from(&self) -> u64 {
         self.recovery_from.load(Acquire)
+    }
+
+    /// Whether that was at the label of a base backup, whose files may be newer than the keys that came with them.
+    pub(crate) fn is_copied(&self) -> bool {
+        self.copied.load(Acquire) != 0
+    }
+
+    /// Notes whether redo begins at the label of a base backup.
+    pub(crate) fn set_copied(&self, copied: bool) {
+        self.copied.store(copied.into(), Release);
     }
 
     /// Notes where redo is about to begin.
@@ -557,6 +586,15 @@ mod tests {
             }
         }
         assert_eq!(converting.merged(Span { start: 101, ..converting }), None);
+        assert_eq!(ended.merged(Span { end: 201, ..ended }), None);
+        assert_eq!(strict.merged(Span { strict: 151, ..strict }), None);
+        assert!(!ended.is_unknown_to(rotating, 200) && ended.is_unknown_to(rotating, 201));
+        assert!(!ended.is_unknown_to(strict, 170) && ended.is_unknown_to(strict, 171));
+        assert!(
+            !Span::UNUSED.is_unknown_to(converting, 1000) && !Span::UNUSED.is_unknown_to(Span::UNUSED, 1000)
+        );
+        assert!(!ended.is_unknown_to(ended, 1000) && !rotating.is_unknown_to(ended, 1000));
+        assert!(!ended.is_unknown_to(Span::UNUSED, 100) && ended.is_unknown_to(Span::UNUSED, 101));
         assert_eq!(stages.map(|span| span.in_force()), [false, true, true, false, false]);
         assert_eq!(stages.map(|span| span.alive()), [false, true, true, true, false]);
         assert_eq!(stages.map(|span| span.last()), [0, 100, 150, 170, 200]);

@@ -1,6 +1,6 @@
 //! From the HSM and the keyring into the key table.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hsm_engine::{ErrorKind, HsmError, SoftUri, UriError};
@@ -148,6 +148,14 @@ pub(crate) enum KeyError {
         /// The line.
         line: u64,
     },
+    /// The keyring went through something that the WAL knows nothing of.
+    #[error("the keyring in \"{}\" knows another history of line {line} than the write-ahead log: it is from a timeline that was abandoned; restore the keyring of the server whose WAL is replayed here", dir.display())]
+    OtherTimeline {
+        /// Where it is.
+        dir: PathBuf,
+        /// The line.
+        line: u64,
+    },
     /// A record does not say what the WAL said.
     #[error(
         "line {line} of the keyring is not what the write-ahead log said of it: the keyring is from elsewhere"
@@ -242,9 +250,7 @@ pub(crate) fn load(table: &KeyTable, wal: &WalTable) -> Result<(), KeyError> {
         unlocked.check_sum()?;
     }
     check_manifest(table, manifest, &unlocked, &scopes, recovers)?;
-    // Recovery of this server begins here; of a copy of another one, where its backup began.
-    let control = if recovers { None } else { server::control_file() };
-    let redo = control.as_ref().map_or(0, |control| control.redo);
+    let redo = redo_begins();
     for scope in scopes.iter().filter(|scope| !scope.is_draft()) {
         for facts in LineFacts::of(scope).into_iter().filter(|facts| facts.span.end > redo) {
             let index = facts.add_to(table)?;
@@ -257,7 +263,7 @@ pub(crate) fn load(table: &KeyTable, wal: &WalTable) -> Result<(), KeyError> {
         }
     }
     wal_keys::load(wal, &unlocked, &scopes, &hsm, recovers)?;
-    match control.and_then(|control| control.end) {
+    match server::control_file().filter(|_| !recovers).and_then(|control| control.end) {
         // Nothing will be replayed, so redo will not end either.
         Some(end) => check_end_of_redo(table, end),
         None => Ok(()),
@@ -273,21 +279,24 @@ fn check_manifest(
     recovers: bool,
 ) -> Result<(), KeyError> {
     let (keyring, dir) = (unlocked.keyring(), settings::keyring_directory());
-    let of_wal = wal_keys::find(scopes).map(wal_keys::named);
-    let lines: BTreeSet<_> =
-        scopes.iter().flat_map(LineFacts::of).map(|facts| facts.named()).chain(of_wal).collect();
+    // The WAL's line counts from the first segment that names it.
+    let of_wal = wal_keys::find(scopes).map(|scope| (wal_keys::named(scope), 0));
+    let of_tablespaces = scopes.iter().filter_map(|scope| first_use(&LineFacts::of(scope)));
+    let lines: BTreeMap<_, _> = of_tablespaces.chain(of_wal).collect();
     let Some(manifest) = manifest else {
+        let lines = lines.into_iter().filter(|(_, from)| *from != OPEN_END).collect();
         return Ok(Manifest { keyring, lines }.write()?);
     };
     if manifest.keyring != keyring {
         return Err(KeyError::OtherKeyring { dir, found: keyring, expected: manifest.keyring });
     }
     let used = scopes.iter().filter(|scope| !scope.is_draft()).flat_map(LineFacts::of);
-    let unknown = used.map(|facts| facts.named()).find(|named| !manifest.lines.contains(named));
+    let unknown = used.map(|facts| facts.named()).find(|named| !manifest.lines.contains_key(named));
     if let Some(Named { line, tablespace }) = unknown.filter(|_| !recovers) {
         return Err(KeyError::NotInManifest { dir, line, tablespace });
     }
-    for &Named { line, tablespace } in manifest.lines.difference(&lines) {
+    let missing = manifest.lines.iter().filter(|(named, _)| !lines.contains_key(named));
+    for (&Named { line, tablespace }, &from) in missing {
         if !recovers {
             return Err(match tablespace {
                 Named::WAL => KeyError::WalLineLost { dir, line },
@@ -296,7 +305,7 @@ fn check_manifest(
         }
         // Segments that need it are refused until it is there.
         if tablespace != Named::WAL {
-            table.add_awaited(line, tablespace)?;
+            table.add_awaited(line, tablespace, from)?;
         }
     }
     Ok(())
@@ -403,10 +412,26 @@ pub(crate) fn is_copy_of_another_server() -> bool {
     ["backup_label", "standby.signal", "recovery.signal"].iter().any(|name| data.join(name).exists())
 }
 
-/// Where redo is about to begin; 0 when it begins at a backup's label, which is older than the control file says.
+/// The files come from a base backup and are newer than where redo begins; the keys that came with them may be older than the files.
+pub(crate) fn is_base_backup() -> bool {
+    server::data_directory().join("backup_label").exists()
+}
+
+/// Where redo is about to begin: as the label of the backup says, or the control file. 0 if neither can be read.
 pub(crate) fn redo_begins() -> u64 {
-    let labelled = server::data_directory().join("backup_label").exists();
-    if labelled { 0 } else { server::control_file().map_or(0, |control| control.redo) }
+    if is_base_backup() {
+        let label = std::fs::read_to_string(server::data_directory().join("backup_label"));
+        return label.ok().and_then(|label| labelled_start(&label)).unwrap_or(0);
+    }
+    server::control_file().map_or(0, |control| control.redo)
+}
+
+/// `START WAL LOCATION: 0/2000028 (file 000000010000000000000002)` (access/transam/xlogbackup.c).
+fn labelled_start(label: &str) -> Option<u64> {
+    let rest = label.lines().find_map(|line| line.strip_prefix("START WAL LOCATION: "))?;
+    let (high, low) = rest.split(' ').next()?.split_once('/')?;
+    let half = |text| u64::from(u32::from_str_radix(text, 16).unwrap_or(0));
+    Some(half(high) << 32 | half(low))
 }
 
 /// What the key table and the WAL record say of a line.
@@ -434,7 +459,7 @@ impl LineFacts {
     }
 
     /// Whether it is about this entry of the table.
-    fn is_of(&self, line: &LineInfo) -> bool {
+    pub(crate) fn is_of(&self, line: &LineInfo) -> bool {
         line.line == self.line.0 && line.version == self.version.0
     }
 
@@ -468,6 +493,27 @@ impl LineFacts {
         }
         Ok(known.index)
     }
+}
+
+/// Makes sure that a line's record in the WAL, logged after `position`, is of the timeline that the key table knows.
+///
+/// # Errors
+/// [`KeyError::OtherTimeline`]
+pub(crate) fn check_history(table: &KeyTable, record: &[LineFacts], position: u64) -> Result<(), KeyError> {
+    let Some(line) = record.first().map(|facts| facts.line.0) else { return Ok(()) };
+    for known in table.lines().filter(|known| known.line == line && !known.awaited) {
+        let said = record.iter().find(|facts| facts.is_of(&known)).map_or(Span::UNUSED, |facts| facts.span);
+        if known.span.merged(said).is_none() || known.span.is_unknown_to(said, position) {
+            return Err(KeyError::OtherTimeline { dir: settings::keyring_directory(), line });
+        }
+    }
+    Ok(())
+}
+
+/// How the manifest names a line, and the WAL position from which pages are written under it: `OPEN_END` for one that was only made.
+pub(crate) fn first_use(versions: &[LineFacts]) -> Option<(Named, u64)> {
+    let first = versions.first()?;
+    Some((first.named(), if first.span == Span::UNUSED { OPEN_END } else { first.span.start }))
 }
 
 /// The spans of the versions that a history put to use.
@@ -616,6 +662,13 @@ mod tests {
     }
 
     #[test]
+    fn a_backup_label_says_where_redo_begins() {
+        let label = "START WAL LOCATION: 1A/2000028 (file 00000001000000000000001A)\nCHECKPOINT LOCATION: 1A/2000060\n";
+        assert_eq!(labelled_start(label), Some(0x1a_0200_0028));
+        assert_eq!(labelled_start("CHECKPOINT LOCATION: 1A/2000060\n"), None);
+    }
+
+    #[test]
     fn another_line_under_the_same_number_is_refused() {
         let table = shared::key_table().expect("a mapping");
         facts(100, OPEN_END).add_to(table).expect("new");
@@ -627,7 +680,7 @@ mod tests {
     #[test]
     fn an_awaited_line_is_filled_in_by_the_record_that_brings_it() {
         let table = shared::key_table().expect("a mapping");
-        table.add_awaited(1, 16400).expect("room");
+        table.add_awaited(1, 16400, 50).expect("room");
         assert!(table.active(16400).is_some_and(|line| line.awaited));
         let arrived = LineFacts { cipher: CipherId::Aes256Xts, ..facts(100, OPEN_END) };
         arrived.add_to(table).expect("awaited");

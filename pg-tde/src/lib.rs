@@ -12,7 +12,7 @@
 //! manifest     what the data directory itself says of its keys
 //! tablespace   changing how a tablespace is stored
 //! trial        reading pages that may be one of several things
-//! jobs         rewriting the pages of a tablespace in the background; rewrite: one database of it; job_table: what others see
+//! jobs         rewriting the pages of a tablespace in the background; rewrite: one database of it; job_table: what others see; job_file: hints on disk
 //! placeholder  torn pages that recovery meets before their image
 //! double_write pages that the WAL cannot repair when they are torn
 //! wal          the record that carries key lines to standbys
@@ -23,6 +23,7 @@
 mod double_write;
 #[allow(unsafe_code)]
 mod ffi;
+mod job_file;
 mod job_table;
 mod jobs;
 mod key_table;

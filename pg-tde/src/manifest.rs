@@ -5,16 +5,19 @@
 //! backup. It names no secret and is not sealed: whoever can change it can also change what is in the data directory.
 //!
 //! ```text
-//! pg_tde manifest 1
+//! pg_tde manifest 2
 //! keyring 0f9b5c1e-...-uuid
 //! wal line 2                       if the WAL has a line
-//! tablespace 16400 line 1          one for each line that was ever put to use
+//! tablespace 16400 line 1 from 000000002A000028     one for each line that was ever put to use, with the WAL position of that
 //! crc32 1f2e3d4c                   of everything before this line
 //! ```
 //! Order of writes: keyring record, manifest, then the state that puts the line to use. So a manifest names only lines that
 //! the keyring has, and every line in use is named.
+//!
+//! A base backup copies keyring and manifest at different times. One that names a line which the keyring does not have is no fault before the
+//! position of the line: the WAL brings the line when it is replayed up to there, and until then its tablespace is in clear.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -26,7 +29,7 @@ use uuid::Uuid;
 use crate::ffi::server;
 
 const NAME: &str = "pg_tde.manifest";
-const HEAD: &str = "pg_tde manifest 1";
+const HEAD: &str = "pg_tde manifest 2";
 
 /// Why the manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,14 +72,14 @@ impl Named {
 pub(crate) struct Manifest {
     /// The keyring that belongs to the data directory.
     pub(crate) keyring: KeyringId,
-    /// Lines that were put to use.
-    pub(crate) lines: BTreeSet<Named>,
+    /// Lines that were put to use, and from which WAL position on.
+    pub(crate) lines: BTreeMap<Named, u64>,
 }
 
 impl Manifest {
     /// One without lines.
     pub(crate) fn new(keyring: KeyringId) -> Self {
-        Self { keyring, lines: BTreeSet::new() }
+        Self { keyring, lines: BTreeMap::new() }
     }
 
     /// The manifest of this data directory, if it has one.
@@ -92,17 +95,22 @@ impl Manifest {
         }
     }
 
-    /// Makes sure that a line is named. The caller has [`server::lock_keyring`] or is alone.
+    /// Makes sure that a line is named, from this position or an earlier one. The caller has [`server::lock_keyring`] or is alone.
     ///
     /// # Errors
     /// When the manifest cannot be read or replaced.
-    pub(crate) fn name(keyring: KeyringId, named: Named) -> Result<(), ManifestError> {
+    pub(crate) fn name(keyring: KeyringId, named: Named, from: u64) -> Result<(), ManifestError> {
         let mut manifest = match Self::read()? {
             Some(manifest) if manifest.keyring == keyring => manifest,
             // Another keyring was adopted, which is possible only while this one had no lines.
             _ => Self::new(keyring),
         };
-        if manifest.lines.insert(named) { manifest.write() } else { Ok(()) }
+        let known = manifest.lines.get(&named).copied();
+        if known.is_some_and(|known| known <= from) {
+            return Ok(());
+        }
+        manifest.lines.insert(named, from);
+        manifest.write()
     }
 
     /// Replaces the manifest of this data directory: temporary file, sync, rename, sync of the directory.
@@ -118,10 +126,12 @@ impl Manifest {
 
     fn text(&self) -> String {
         let mut text = format!("{HEAD}\nkeyring {}\n", self.keyring);
-        for named in &self.lines {
+        for (named, from) in &self.lines {
             match named.tablespace {
                 Named::WAL => text.push_str(&format!("wal line {}\n", named.line)),
-                tablespace => text.push_str(&format!("tablespace {tablespace} line {}\n", named.line)),
+                tablespace => {
+                    text.push_str(&format!("tablespace {tablespace} line {} from {from:016X}\n", named.line));
+                }
             }
         }
         let crc = crc32fast::hash(text.as_bytes());
@@ -138,14 +148,15 @@ impl Manifest {
         let keyring = KeyringId(Uuid::parse_str(lines.next()?.strip_prefix("keyring ")?).ok()?);
         let mut manifest = Self::new(keyring);
         for line in lines.filter(|line| !line.starts_with("crc32 ")) {
-            let (tablespace, line) = match line.strip_prefix("wal line ") {
-                Some(line) => (Named::WAL, line),
+            let (tablespace, line, from) = match line.strip_prefix("wal line ") {
+                Some(line) => (Named::WAL, line, 0),
                 None => {
-                    let (tablespace, line) = line.strip_prefix("tablespace ")?.split_once(" line ")?;
-                    (tablespace.parse().ok()?, line)
+                    let (tablespace, rest) = line.strip_prefix("tablespace ")?.split_once(" line ")?;
+                    let (line, from) = rest.split_once(" from ")?;
+                    (tablespace.parse().ok()?, line, u64::from_str_radix(from, 16).ok()?)
                 }
             };
-            manifest.lines.insert(Named { tablespace, line: line.parse().ok()? });
+            manifest.lines.insert(Named { tablespace, line: line.parse().ok()? }, from);
         }
         (manifest.text() == text).then_some(manifest)
     }
@@ -166,9 +177,9 @@ mod tests {
 
     fn manifest() -> Manifest {
         let mut manifest = Manifest::new(KeyringId(Uuid::from_u128(0x1234)));
-        manifest.lines.insert(Named { tablespace: 16400, line: 1 });
-        manifest.lines.insert(Named { tablespace: 16500, line: 12 });
-        manifest.lines.insert(Named { tablespace: Named::WAL, line: 3 });
+        manifest.lines.insert(Named { tablespace: 16400, line: 1 }, 0x2a00_0028);
+        manifest.lines.insert(Named { tablespace: 16500, line: 12 }, u64::MAX);
+        manifest.lines.insert(Named { tablespace: Named::WAL, line: 3 }, 0);
         manifest
     }
 
@@ -177,7 +188,7 @@ mod tests {
         let text = manifest().text();
         assert_eq!(
             text,
-            "pg_tde manifest 1\nkeyring 00000000-0000-0000-0000-000000001234\nwal line 3\ntablespace 16400 line 1\ntablespace 16500 line 12\ncrc32 PINNED\n"
+            "pg_tde manifest 2\nkeyring 00000000-0000-0000-0000-000000001234\nwal line 3\ntablespace 16400 line 1 from 000000002A000028\ntablespace 16500 line 12 from FFFFFFFFFFFFFFFF\ncrc32 PINNED\n"
                 .replace("PINNED", &format!("{:08x}", crc32fast::hash(&text.as_bytes()[..text.len() - 15])))
         );
         assert_eq!(Manifest::parse(&text), Some(manifest()));

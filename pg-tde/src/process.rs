@@ -54,7 +54,7 @@ pub(crate) enum Reading {
         regimes: Vec<Regime>,
         /// In clear as well.
         plain: bool,
-        /// The tablespace is being decrypted: pages in clear were written with a checksum.
+        /// The tablespace was encrypted and is being decrypted: pages in clear were written with a checksum.
         decrypting: bool,
     },
 }
@@ -170,7 +170,7 @@ impl Process {
         let early = server::in_redo() && !server::reached_consistency();
         if !self.lines.iter().any(|line| line.tablespace == id.tablespace) {
             // Files of a base backup may be newer than the keys that came with it; the WAL brings both the keys and the pages.
-            let copied = early && self.table.recovery_from() == 0;
+            let copied = early && self.table.is_copied();
             let any = Reading::AnyOf { regimes: Vec::new(), plain: true, decrypting: false };
             return Ok(if copied { any } else { Reading::Only(Regime::Plain) });
         }
@@ -250,7 +250,8 @@ fn is_decrypting(lines: &[LineInfo], tablespace: u32, position: u64) -> bool {
 
 /// `regimes` and `plain`, with the one that is written goes first.
 fn any_of(mut lines: Vec<LineInfo>, written: Regime, plain: bool) -> Reading {
-    let decrypting = written == Regime::Decrypting;
+    // Pages of a tablespace that was never encrypted as a whole are from before, and may have none.
+    let decrypting = written == Regime::Decrypting && lines.iter().any(|line| line.span.strict != OPEN_END);
     lines.sort_by_key(|line| written != Regime::Line(*line));
     let regimes: Vec<_> = lines.into_iter().map(Regime::Line).collect();
     match (regimes.as_slice(), plain) {
@@ -285,7 +286,10 @@ fn before_consistency(lines: &[LineInfo], tablespace: u32, written: Regime, from
     while let Some(line) = of_it().find(|line| line.span.refuses_plain(refused_to)) {
         refused_to = line.span.closing;
     }
-    match any_of(of_it().filter(|line| from < line.span.end).collect(), written, refused_to != OPEN_END) {
+    // One that has yet to come counts from its own position on only, where nothing can do without it.
+    let has_come = |line: &LineInfo| !line.awaited || written == Regime::Line(*line);
+    let candidates = of_it().filter(|line| from < line.span.end && has_come(line)).collect();
+    match any_of(candidates, written, refused_to != OPEN_END) {
         // Not a page that the server should see as it is: the WAL may bring the key.
         Reading::Only(Regime::Plain) => {
             Reading::AnyOf { regimes: Vec::new(), plain: true, decrypting: false }

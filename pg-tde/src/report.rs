@@ -9,10 +9,11 @@ use pgrx::{PgLogLevel, PgSqlErrorCode};
 
 use crate::double_write::DoubleWriteError;
 use crate::ffi::compat::RelationId;
-use crate::job_table::{Kind, Progress};
+use crate::job_table::{Kind, Phase, Progress};
 use crate::key_table::{LineInfo, State};
 use crate::keys::KeyError;
 use crate::page_io::{Cause, Opened, PageAddress, PageError};
+use crate::rewrite::Chunk;
 use crate::verify::Checked;
 
 /// An error and everything below it, in one line.
@@ -133,13 +134,13 @@ pub(crate) fn put_back(at: PageAddress) {
 }
 
 /// No file can be made in an encrypted tablespace now. Does not return.
-pub(crate) fn create_error(relation: RelationId, error: &dyn Error) -> ! {
+pub(crate) fn create_error(relation: RelationId, error: &dyn Error, hint: &str) -> ! {
     send(
         PgLogLevel::ERROR,
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
         &format!("pg_tde cannot make relation {relation}"),
         &chain(error),
-        "",
+        hint,
     );
     unreachable!("an ERROR does not return");
 }
@@ -271,20 +272,56 @@ fn log(message: &str, detail: &str) {
 }
 
 /// A job begins, for the first time or again.
-pub(crate) fn job_started(line: &LineInfo, kind: Kind) {
+pub(crate) fn job_started(line: &LineInfo, kind: Kind, done: u64) {
     let LineInfo { line, version, tablespace, .. } = line;
     let kind = kind.name();
-    log(&format!("pg_tde job {line} begins: {kind} tablespace {tablespace} under key version {version}"), "");
+    let goes_on = if done > 0 { format!("It goes on after {done} blocks.") } else { String::new() };
+    log(
+        &format!("pg_tde job {line} begins: {kind} tablespace {tablespace} under key version {version}"),
+        &goes_on,
+    );
+}
+
+/// A job waits for a person.
+pub(crate) fn job_paused(line: u64) {
+    log(&format!("pg_tde job {line} is paused"), "tde.resume_job lets it go on.");
+}
+
+/// A job waits for transactions.
+pub(crate) fn job_waits(line: u64, tablespace: u32) {
+    log(
+        &format!(
+            "pg_tde job {line} waits for transactions that made files in tablespace {tablespace} before it began"
+        ),
+        "tde.job_progress names them.",
+    );
+}
+
+/// How far a job is could not be written down.
+pub(crate) fn mark_not_saved(error: &dyn Error) {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_IO_ERROR,
+        "pg_tde cannot write down how far a job is",
+        &chain(error),
+        "After a crash it goes on where it was written down last.",
+    );
 }
 
 /// A job goes on.
 pub(crate) fn job_progress(job: &Progress) {
-    let Progress { line, blocks_done, blocks_total, database, relation, .. } = job;
-    let percent = (blocks_done * 100).checked_div(*blocks_total).unwrap_or(100).min(100);
+    let Progress { line, blocks_total, database, relation, rate, .. } = job;
+    let (done, verb) = match job.phase {
+        Phase::Verifying => (job.blocks_verified, "verified"),
+        _ => (job.blocks_done, "rewritten"),
+    };
+    let percent = (done * 100).checked_div(*blocks_total).unwrap_or(100).min(100);
+    let left = blocks_total.saturating_sub(done).checked_div(*rate);
+    let left = left.map_or(String::new(), |seconds| format!(", about {seconds} seconds left"));
     log(
-        &format!("pg_tde job {line} has rewritten {percent} % of tablespace {}", job.tablespace),
+        &format!("pg_tde job {line} has {verb} {percent} % of tablespace {}", job.tablespace),
         &format!(
-            "{blocks_done} of {blocks_total} blocks, now in relation {relation} of database {database}."
+            "{done} of {blocks_total} blocks, {rate} a second{left}; now in relation {relation} of database {database}."
         ),
     );
 }
@@ -319,12 +356,9 @@ pub(crate) fn job_remaining(line: &LineInfo, kind: Kind, found: Option<&Checked>
                 file.number,
                 file.database
             ),
-            "If it is always the same file, no relation owns it: it was left by a crash, or its database can no longer be connected to. Make sure of that, move it away, or drop that database.",
+            "Messages before this one name pages that cannot be rewritten. A file that is always named without one may belong to a relation that is locked or not committed yet, or to none: then it was left by a crash, or its database can no longer be connected to. Only if you have made sure of that, move it away, or drop that database.",
         ),
-        None => (
-            "A database could not be worked on.".to_owned(),
-            "The messages of the rewriting process before this one say why.",
-        ),
+        None => ("Its directory cannot be read.".to_owned(), "It may be about to be dropped."),
     };
     send(
         PgLogLevel::WARNING,
@@ -339,13 +373,26 @@ pub(crate) fn job_remaining(line: &LineInfo, kind: Kind, found: Option<&Checked>
 }
 
 /// A job cannot go on. Ends the process; the launcher begins the job again.
-pub(crate) fn job_failed(error: &dyn Error) {
+pub(crate) fn job_failed(error: &dyn Error) -> ! {
     send(
         PgLogLevel::ERROR,
         PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
         "pg_tde job failed",
         &chain(error),
         "It begins again by itself.",
+    );
+    unreachable!("an ERROR does not return");
+}
+
+/// A page cannot be rewritten; the job goes on behind it.
+pub(crate) fn not_rewritten(chunk: &Chunk, relation: &str, error: &str) {
+    let at = PageAddress { relation: chunk.storage, fork: chunk.fork, block: chunk.first };
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+        &format!("pg_tde cannot rewrite {} (\"{relation}\")", describe(at)),
+        error,
+        "Restore the page or the relation, or drop it. The job goes on and comes back to it.",
     );
 }
 

@@ -17,7 +17,7 @@ static CIPHER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(
 
 static ENCRYPT_WAL: GucSetting<bool> = GucSetting::<bool>::new(false);
 static ENCRYPT_TEMP_FILES: GucSetting<bool> = GucSetting::<bool>::new(false);
-
+static ENFORCE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static JOB_COST_DELAY: GucSetting<f64> = GucSetting::<f64>::new(2.0);
 static JOB_COST_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(256);
 
@@ -81,6 +81,14 @@ pub(crate) fn define() {
         GucContext::Postmaster,
         GucFlags::default(),
     );
+    GucRegistry::define_bool_guc(
+        c"pg_tde.enforce_encryption",
+        c"Refuses to make permanent or unlogged relations outside of encrypted tablespaces.",
+        c"",
+        &ENFORCE,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
     GucRegistry::define_float_guc(
         c"pg_tde.job_cost_delay",
         c"How long a job that rewrites pages pauses, again and again.",
@@ -138,6 +146,11 @@ pub(crate) fn encrypt_wal() -> bool {
 /// `pg_tde.encrypt_temp_files`
 pub(crate) fn encrypt_temp_files() -> bool {
     ENCRYPT_TEMP_FILES.get()
+}
+
+/// `pg_tde.enforce_encryption`
+pub(crate) fn enforce_encryption() -> bool {
+    ENFORCE.get()
 }
 
 /// `pg_tde.job_cost_delay`

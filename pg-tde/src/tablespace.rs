@@ -31,11 +31,12 @@ use page_cipher::CipherId;
 
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
+use crate::job_file::JobFileError;
 use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL, Span, State, TableError};
 use crate::keys::{self, KeyError, LineFacts};
 use crate::manifest::Manifest;
 use crate::settings::UnknownCipher;
-use crate::{jobs, report, wal, wal_keys};
+use crate::{jobs, report, settings, wal, wal_keys};
 
 static TABLE: OnceLock<&'static KeyTable> = OnceLock::new();
 
@@ -77,6 +78,21 @@ pub(crate) enum TablespaceError {
         /// What the job does.
         state: &'static str,
     },
+    /// `pg_tde.enforce_encryption`
+    #[error("pg_tde.enforce_encryption is on, and tablespace {0} is not encrypted")]
+    Enforced(String),
+    /// The same.
+    #[error("pg_tde.enforce_encryption is on, and tablespace \"{0}\" would not be encrypted any more")]
+    EnforcedAlready(String),
+    /// No job has that number.
+    #[error("there is no job {0} under way")]
+    NoJob(u64),
+    /// A rotation has no way back.
+    #[error("job {0} rotates a data key and cannot be cancelled: pages are under both versions")]
+    NotCancellable(u64),
+    /// What a job keeps on disk.
+    #[error(transparent)]
+    JobFile(#[from] JobFileError),
     /// The caller would wait for itself.
     #[error("this transaction has made files in tablespace \"{0}\" itself and cannot wait for the job")]
     OwnFiles(String),
@@ -124,6 +140,11 @@ pub(crate) fn hint(error: &TablespaceError) -> &'static str {
             "Add pg_tde to shared_preload_libraries in postgresql.conf and restart the server."
         }
         TablespaceError::Encrypting(_) | TablespaceError::Busy { .. } => "See tde.jobs.",
+        TablespaceError::Enforced(_) => {
+            "Name an encrypted tablespace, or set default_tablespace to one; tde.encrypt_tablespace encrypts this one while it is used."
+        }
+        TablespaceError::NoJob(_) => "See tde.jobs.",
+        TablespaceError::NotCancellable(_) => "Pause it with tde.pause_job, or let it end and rotate again.",
         TablespaceError::OwnFiles(_) => "Commit first, or do not ask to wait.",
         TablespaceError::InRecovery => "Run this on the primary server; standbys follow.",
         _ => "",
@@ -147,6 +168,9 @@ pub(crate) fn encrypt(name: &str, cipher: CipherId, wait: bool) -> Result<Option
     refuse_encrypted(table, name, oid)?;
     if wait && server::made_files_in(oid) {
         return Err(TablespaceError::OwnFiles(name.to_owned()));
+    }
+    if wait {
+        server::refuse_in_transaction_block();
     }
     // Dropped relations keep an empty file until the next checkpoint.
     if !relation_files(oid)?.is_empty() {
@@ -194,7 +218,7 @@ fn put_to_use(
     }
     let state = if empty { TablespaceState::Encrypted } else { TablespaceState::Encrypting };
     refuse_encrypted(table, name, oid)?;
-    Manifest::name(keyring.keyring(), facts.named()).map_err(KeyError::from)?;
+    Manifest::name(keyring.keyring(), facts.named(), from).map_err(KeyError::from)?;
     publish(table, &keyring, scope.line, || {
         keyring.set_state(scope.line, StateChange { from: WalPosition(from), state })
     })?;
@@ -218,6 +242,9 @@ pub(crate) fn rotate_data_key(name: &str, wait: bool) -> Result<u64, TablespaceE
     if server::recovery_in_progress() {
         return Err(TablespaceError::InRecovery);
     }
+    if wait {
+        server::refuse_in_transaction_block();
+    }
     keys::ensure_compared(table)?;
     let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
     let line = put_next_to_use(table, name, oid)?;
@@ -239,8 +266,14 @@ pub(crate) fn decrypt(name: &str, wait: bool) -> Result<u64, TablespaceError> {
     if server::recovery_in_progress() {
         return Err(TablespaceError::InRecovery);
     }
+    if wait {
+        server::refuse_in_transaction_block();
+    }
     keys::ensure_compared(table)?;
     let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
+    if settings::enforce_encryption() {
+        return Err(TablespaceError::EnforcedAlready(name.to_owned()));
+    }
     let line = {
         let _keyring = server::lock_keyring();
         let line = encrypted_line(table, name, oid)?;
@@ -254,8 +287,11 @@ pub(crate) fn decrypt(name: &str, wait: bool) -> Result<u64, TablespaceError> {
     Ok(line)
 }
 
-/// The caller has [`server::lock_keyring`].
-fn begin_decrypting(table: &KeyTable, number: LineNumber) -> Result<(), TablespaceError> {
+/// Writes the pages of a line's tablespace in clear from now on. The caller has [`server::lock_keyring`].
+///
+/// # Errors
+/// See [`TablespaceError`].
+pub(crate) fn begin_decrypting(table: &KeyTable, number: LineNumber) -> Result<(), TablespaceError> {
     let keyring = keys::open_keyring(table)?;
     forget_logged(table, number);
     let from = log_pending(table, &keyring)?;
@@ -278,8 +314,25 @@ fn encrypted_line(table: &KeyTable, name: &str, oid: u32) -> Result<LineInfo, Ta
 
 fn put_next_to_use(table: &KeyTable, name: &str, oid: u32) -> Result<u64, TablespaceError> {
     let _keyring = server::lock_keyring();
-    let line = encrypted_line(table, name, oid)?;
-    let number = LineNumber(line.line);
+    let number = LineNumber(encrypted_line(table, name, oid)?.line);
+    write_under_next(table, number, TablespaceState::Rotating)?;
+    Ok(number.0)
+}
+
+/// Encrypts a tablespace again that is being decrypted. The caller has [`server::lock_keyring`].
+///
+/// # Errors
+/// See [`TablespaceError`].
+pub(crate) fn encrypt_again(table: &KeyTable, number: LineNumber) -> Result<(), TablespaceError> {
+    write_under_next(table, number, TablespaceState::Encrypting)
+}
+
+/// Writes under a new version of a line's key from now on, or under one that was made and never put to use.
+fn write_under_next(
+    table: &KeyTable,
+    number: LineNumber,
+    state: TablespaceState,
+) -> Result<(), TablespaceError> {
     if table.is_full() {
         return Err(TableError::Full.into());
     }
@@ -300,12 +353,12 @@ fn put_next_to_use(table: &KeyTable, name: &str, oid: u32) -> Result<u64, Tables
     let from = log_pending(table, &keyring)?;
     server::checkpoint();
     publish(table, &keyring, number, || {
-        keyring.set_state(number, StateChange { from: WalPosition(from), state: TablespaceState::Rotating })
+        keyring.set_state(number, StateChange { from: WalPosition(from), state })
     })?;
     if let Err(error) = keyring.remember_generation(&hsm) {
         report::generation_not_remembered(&error);
     }
-    Ok(line.line)
+    Ok(())
 }
 
 /// Changes the keyring, puts what it says then into force and logs it. The caller has [`server::lock_keyring`].
@@ -471,6 +524,9 @@ pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<()
     if table.lines().any(|line| line.tablespace == relation.tablespace) {
         keys::ensure_compared(table)?;
     }
+    if !relation.temporary {
+        refuse_plain(table, relation.tablespace)?;
+    }
     let Some(line) = table.active(relation.tablespace) else {
         if !relation.temporary {
             server::lock_tablespace(relation.tablespace, true);
@@ -483,6 +539,23 @@ pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<()
     let _keyring = server::lock_keyring();
     let keyring = keys::open_keyring(table)?;
     log_pending(table, &keyring)?;
+    Ok(())
+}
+
+/// Refuses a tablespace in which new pages are in clear, if that is not wanted.
+///
+/// # Errors
+/// [`TablespaceError::Enforced`]
+pub(crate) fn refuse_plain(table: &KeyTable, oid: u32) -> Result<(), TablespaceError> {
+    if settings::enforce_encryption() && table.active(oid).is_none() {
+        // No look-up of its name: the storage manager is no place for that.
+        let name = match oid {
+            PG_DEFAULT => "pg_default".to_owned(),
+            PG_GLOBAL => "pg_global".to_owned(),
+            _ => format!("with OID {oid}"),
+        };
+        return Err(TablespaceError::Enforced(name));
+    }
     Ok(())
 }
 

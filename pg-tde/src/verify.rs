@@ -16,6 +16,8 @@ use crate::tablespace::{self, TablespaceError};
 /// How often a page that does not open is read again: it may have been read while it was written.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
+/// Between two calls of [`GoOn`].
+const REPORT_BLOCKS: u64 = 256;
 /// Blocks in a segment file (RELSEG_SIZE of every distribution).
 const SEGMENT_BLOCKS: u32 = 131_072;
 
@@ -93,32 +95,46 @@ pub(crate) fn tablespace(name: &str) -> Result<Vec<Checked>, TablespaceError> {
     let strict = line.span.refuses_plain(NOW);
     let lines: Vec<_> = table.lines().filter(|other| other.tablespace == oid && other.span.alive()).collect();
     let wanted = if strict { Wanted::Encrypted } else { Wanted::Either };
-    check(table, &lines, Rules { wanted, first_only: false })
+    check(table, &lines, Rules { wanted, first_only: false }, &mut |_| true)
 }
 
-/// The first file with a page that does not open under a line, if there is one.
+/// Told of every so many blocks that were checked; `false` ends the check, whose result means nothing then.
+pub(crate) type GoOn<'a> = &'a mut dyn FnMut(u64) -> bool;
+
+/// The files with a page that does not open under a line. Only the first such page of each is looked for.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub(crate) fn first_not_encrypted(
+pub(crate) fn not_encrypted(
     table: &KeyTable,
     line: &LineInfo,
-) -> Result<Option<Checked>, TablespaceError> {
-    first(table, line, Wanted::Encrypted)
+    go_on: GoOn<'_>,
+) -> Result<Vec<Checked>, TablespaceError> {
+    damaged(table, line, Wanted::Encrypted, go_on)
 }
 
-/// The first file with a page that is not in clear, or whose checksum is wrong, if there is one. Only after every page was written
-/// while the tablespace was being decrypted: before that, pages have checksums only if the cluster has.
+/// The files with a page that is not in clear, or whose checksum is wrong. Only after every page was written while the tablespace was being
+/// decrypted: before that, pages have checksums only if the cluster has.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub(crate) fn first_not_plain(table: &KeyTable, line: &LineInfo) -> Result<Option<Checked>, TablespaceError> {
-    first(table, line, Wanted::Plain)
+pub(crate) fn not_plain(
+    table: &KeyTable,
+    line: &LineInfo,
+    go_on: GoOn<'_>,
+) -> Result<Vec<Checked>, TablespaceError> {
+    damaged(table, line, Wanted::Plain, go_on)
 }
 
-fn first(table: &KeyTable, line: &LineInfo, wanted: Wanted) -> Result<Option<Checked>, TablespaceError> {
-    let checked = check(table, &[*line], Rules { wanted, first_only: true })?;
-    Ok(checked.into_iter().find(|file| file.damaged > 0))
+fn damaged(
+    table: &KeyTable,
+    line: &LineInfo,
+    wanted: Wanted,
+    go_on: GoOn<'_>,
+) -> Result<Vec<Checked>, TablespaceError> {
+    let mut checked = check(table, &[*line], Rules { wanted, first_only: true }, go_on)?;
+    checked.retain(|file| file.damaged > 0);
+    Ok(checked)
 }
 
 /// What a page must be.
@@ -137,12 +153,17 @@ enum Wanted {
 struct Rules {
     /// A page that is not this.
     wanted: Wanted,
-    /// The first ends the search.
+    /// The first ends the search in its fork.
     first_only: bool,
 }
 
 /// All of `lines` are of one tablespace, and any of them will do for a page.
-fn check(table: &KeyTable, lines: &[LineInfo], rules: Rules) -> Result<Vec<Checked>, TablespaceError> {
+fn check(
+    table: &KeyTable,
+    lines: &[LineInfo],
+    rules: Rules,
+    go_on: GoOn<'_>,
+) -> Result<Vec<Checked>, TablespaceError> {
     let Some(tablespace) = lines.first().map(|line| line.tablespace) else { return Ok(Vec::new()) };
     let mut keys = Vec::new();
     for line in lines {
@@ -172,8 +193,11 @@ fn check(table: &KeyTable, lines: &[LineInfo], rules: Rules) -> Result<Vec<Check
             found.push(Checked { database, number, fork, ..Checked::default() });
         }
         if let Some(checked) = found.last_mut() {
-            check_file(&path, segment, &ciphers, rules, checked)?;
-            if rules.first_only && checked.damaged > 0 {
+            let before = checked.blocks;
+            check_file(&path, segment, &ciphers, rules, checked, go_on)?;
+            // Those of whole rounds were told already.
+            let blocks = checked.blocks - before;
+            if !go_on(blocks - blocks.saturating_sub(1) / REPORT_BLOCKS * REPORT_BLOCKS) {
                 break;
             }
         }
@@ -187,6 +211,7 @@ fn check_file(
     ciphers: &[RelationCipher],
     rules: Rules,
     checked: &mut Checked,
+    go_on: GoOn<'_>,
 ) -> Result<(), TablespaceError> {
     let failed = |source| TablespaceError::Read { path: path.to_owned(), source };
     let file = match File::open(path) {
@@ -203,8 +228,11 @@ fn check_file(
     };
     let blocks = file.metadata().map_err(failed)?.len() / PAGE_SIZE as u64;
     for index in 0..blocks {
-        if index % 256 == 0 {
+        if index % REPORT_BLOCKS == 0 {
             server::check_for_interrupts();
+            if index > 0 && !go_on(REPORT_BLOCKS) {
+                break;
+            }
         }
         let block = segment.segment * SEGMENT_BLOCKS + u32::try_from(index).unwrap_or(u32::MAX);
         let open = |page: &mut Page| {

@@ -68,7 +68,7 @@ pub(crate) fn load(
     };
     // Also when it is not new: a crash may have come between the two.
     if !recovers {
-        Manifest::name(unlocked.keyring(), named(&scope))?;
+        Manifest::name(unlocked.keyring(), named(&scope), 0)?;
     }
     let scope = if on || recovers { scope } else { accept_plain(unlocked, scope)? };
     publish(table, unlocked, &scope, hsm)?;
@@ -149,7 +149,7 @@ fn arrived(keys: &KeyTable, table: &WalTable, keyring: KeyringId) -> Result<(), 
     let unlocked = keys::open_keyring(keys)?;
     let scopes = unlocked.survey()?.scopes;
     let Some(scope) = find(&scopes) else { return Ok(()) };
-    Manifest::name(keyring, named(scope))?;
+    Manifest::name(keyring, named(scope), 0)?;
     if missing(table, scope).is_empty() {
         table.set_history(scope)?;
     } else {

@@ -146,17 +146,18 @@ fn a_page_in_clear_that_is_torn_over_an_encrypted_one_is_put_back() {
             .conf("shared_buffers", "1MB")
             .conf("autovacuum", "off")
             .conf("checkpoint_timeout", "1h")
+            // A block of table t, then a long pause: the job does not reach the index.
+            .conf("pg_tde.job_cost_limit", "1")
+            .conf("pg_tde.job_cost_delay", "10s")
             .start();
         cluster.encrypted_tablespace("ts");
         cluster.run(
             "CREATE TABLE t (id int, at point) TABLESPACE ts;
-             INSERT INTO t SELECT i, point(i % 17, i % 13) FROM generate_series(1, 50) i;
+             INSERT INTO t SELECT i, point(i % 17, i % 13) FROM generate_series(1, 2000) i;
              CREATE INDEX i ON t USING spgist (at) TABLESPACE ts",
         );
         cluster.evict_buffers();
-        // The job waits for this at table t and does not reach the index.
         let mut sql = cluster.connect("postgres");
-        sql.run("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE");
         cluster.run("SELECT tde.decrypt_tablespace('ts')");
         let (before, after) = rewrite_metapage(&cluster, &mut sql);
         assert!(files::looks_random(&before) && pg::header_is_valid(&after, pg::Fork::Main));
@@ -167,6 +168,7 @@ fn a_page_in_clear_that_is_torn_over_an_encrypted_one_is_put_back() {
         let old = half * PAGE_SIZE / 2..(half + 1) * PAGE_SIZE / 2;
         torn[old.clone()].copy_from_slice(&before[old]);
         write_page(&index, 0, &torn);
+        cluster.configure("pg_tde.job_cost_delay", "0");
         cluster.start();
         let log = cluster.log_since_start();
         assert!(log.contains("put back from the double-write file"), "{checksums} {half}:\n{log}");

@@ -1,9 +1,11 @@
 //! What a background worker needs of the server: transactions, waiting, barriers, and the locks between jobs and statements.
 
 use std::ffi::c_int;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgTryBuilder, pg_sys};
 
 use super::server;
 
@@ -19,6 +21,23 @@ pub(crate) fn transaction<R>(work: impl FnOnce() -> R) -> R {
         pg_sys::CommitTransactionCommand();
         result
     }
+}
+
+/// [`transaction`], in which an `ERROR` ends the transaction only: what the server said.
+pub(crate) fn try_transaction<R>(work: impl FnOnce() -> R) -> Result<R, String> {
+    let result = PgTryBuilder::new(AssertUnwindSafe(|| Ok(transaction(work))))
+        .catch_others(|error| match error {
+            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
+                Err(report.message().to_owned())
+            }
+            panic @ CaughtError::RustPanic { .. } => panic.rethrow(),
+        })
+        .execute();
+    if result.is_err() {
+        // SAFETY: what the main loop of a backend does after an ERROR, in the same place: nothing of the transaction is on the stack.
+        unsafe { pg_sys::AbortOutOfAnyTransaction() };
+    }
+    result
 }
 
 /// Sleeps until the time is over or somebody calls [`wake`] for this process.
@@ -67,6 +86,11 @@ pub(crate) fn barrier() {
     use pg_sys::ProcSignalBarrierType::PROCSIGNAL_BARRIER_SMGRRELEASE;
     // SAFETY: any process may wait for a barrier; this kind closes files, which are opened again when needed.
     unsafe { pg_sys::WaitForProcSignalBarrier(pg_sys::EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE)) }
+}
+
+/// Whether every transaction has ended that made files in a tablespace while it was plain.
+pub(crate) fn files_are_settled(tablespace: u32) -> bool {
+    lock(tablespace, server::FILES, pg_sys::AccessExclusiveLock, false, false)
 }
 
 /// Sub-object of the lock that the process of a job holds on its tablespace.

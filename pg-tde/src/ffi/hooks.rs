@@ -160,7 +160,7 @@ unsafe extern "C-unwind" fn before_create(reln: SMgrRelation, fork: ForkNumber::
     // `is_redo` is not always true in redo: vm_extend (access/heap/visibilitymap.c) says false there too.
     if is_redo || server::in_redo() {
         if let Err(error) = page_io::key_for_redo(table, relation) {
-            report::create_error(relation, &error);
+            report::create_error(relation, &error, "");
         }
         return;
     }
@@ -170,7 +170,7 @@ unsafe extern "C-unwind" fn before_create(reln: SMgrRelation, fork: ForkNumber::
         return;
     }
     if let Err(error) = tablespace::before_create(table, relation) {
-        report::create_error(relation, &error);
+        report::create_error(relation, &error, tablespace::hint(&error));
     }
 }
 

@@ -161,6 +161,7 @@ unsafe extern "C-unwind" fn attach() {
     table.placeholders.clear();
     table.forget_logged();
     table.set_recovery_from(keys::redo_begins());
+    table.set_copied(keys::is_base_backup());
     if let Err(error) = keys::synchronize(table) {
         fatal(
             "pg_tde cannot read the keyring",

@@ -7,7 +7,7 @@ use pgrx::pg_sys::{self, RmgrData, StringInfo, XLogReaderState};
 use pgrx::prelude::*;
 
 use super::server;
-use crate::key_table::KeyTable;
+use crate::key_table::{KeyTable, OPEN_END};
 use crate::keys::{self, KeyError, LineFacts};
 use crate::manifest::Manifest;
 use crate::{placeholder, redirect, report, settings, tablespace, wal, wal_keys};
@@ -97,12 +97,16 @@ fn redo_wal_line(exported: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
 fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     let (facts, exported) = wal::decode(payload)?;
     let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
+    // Before the import, which may replace what is here.
+    keys::check_history(table, &facts, server::replay_position())?;
     let imported = import(table, exported)?;
+    if let Some((named, from)) = keys::first_use(&facts).filter(|(_, from)| *from != OPEN_END) {
+        Manifest::name(imported.keyring, named, from)?;
+    }
     // The newest first: at no time may a tablespace be without a key to write under.
     for facts in facts.iter().rev() {
-        Manifest::name(imported.keyring, facts.named())?;
         // What ended before this record was written is for old backups only.
-        let known = table.lines().any(|line| line.line == facts.line.0);
+        let known = table.lines().any(|line| facts.is_of(&line) || line.awaited && line.line == facts.line.0);
         if known || facts.span.end > server::replay_position() {
             facts.add_to(table)?;
         }

@@ -15,7 +15,7 @@ use crate::ffi::compat::{self, RelationId};
 const TRANCHE: &CStr = c"pg_tde_double_write";
 
 /// Sub-object of our locks, so that they are not those of COMMENT ON TABLESPACE and the like.
-pub(super) const FILES: u16 = 1;
+pub(super) const FILES: u16 = 1; // tde.job_progress names it too
 
 static DOUBLE_WRITE_LOCK: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
 static CONTROL_FILE: AtomicPtr<pg_sys::ControlFileData> = AtomicPtr::new(std::ptr::null_mut());
@@ -48,6 +48,12 @@ pub(crate) fn replay_position() -> u64 {
 pub(crate) fn wal_insert_position() -> u64 {
     // SAFETY: reads shared memory under its spinlock.
     unsafe { pg_sys::GetXLogInsertRecPtr() }
+}
+
+/// A statement that waits for a job must not hold locks that the job may wait for. Does not return then.
+pub(crate) fn refuse_in_transaction_block() {
+    // SAFETY: called by a statement; raises an error in a transaction block.
+    unsafe { pg_sys::PreventInTransactionBlock(true, c"waiting for a job of pg_tde".as_ptr()) }
 }
 
 /// Makes WAL durable up to the end of a record; in recovery: lets no recovery end before it.
@@ -231,6 +237,34 @@ pub(crate) fn force_setting(name: &CStr, value: &CStr) {
             pg_sys::GucContext::PGC_POSTMASTER,
             pg_sys::GucSource::PGC_S_OVERRIDE,
         )
+    }
+}
+
+/// Undoes what the owner of a database may have set for sessions in it. For a process of ours that connects to it as superuser; as
+/// autovacuum does (AutoVacWorkerMain in postmaster/autovacuum.c).
+pub(crate) fn ignore_settings_of_database() {
+    let settings = [
+        (c"search_path", c""),
+        (c"role", c"none"),
+        (c"statement_timeout", c"0"),
+        (c"lock_timeout", c"0"),
+        (c"idle_in_transaction_session_timeout", c"0"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_deferrable", c"off"),
+        (c"synchronous_commit", c"local"),
+        (c"row_security", c"on"),
+    ];
+    for (name, value) in settings {
+        // SAFETY: called in a background worker after it has connected; guc.c copies both strings.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            )
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 use crate::key_table::{Counters, KeyTable, OPEN_END, State};
 use crate::tablespace::{self, TablespaceError};
 use crate::verify::{self, Checked};
-use crate::{keys, redirect, report, settings};
+use crate::{jobs, keys, redirect, report, settings};
 
 fn fail(error: &TablespaceError) -> ! {
     report::send(
@@ -64,6 +64,24 @@ fn decrypt_tablespace(name: &str, wait: bool) -> i64 {
         Ok(job) => job.cast_signed(),
         Err(error) => fail(&error),
     }
+}
+
+/// `tde.pause_job(job bigint)`
+#[pg_extern(sql = false)]
+fn pause_job(job: i64) {
+    jobs::pause(job.cast_unsigned()).unwrap_or_else(|error| fail(&error));
+}
+
+/// `tde.resume_job(job bigint)`
+#[pg_extern(sql = false)]
+fn resume_job(job: i64) {
+    jobs::resume(job.cast_unsigned()).unwrap_or_else(|error| fail(&error));
+}
+
+/// `tde.cancel_job(job bigint)`: the job that goes back.
+#[pg_extern(sql = false)]
+fn cancel_job(job: i64) -> i64 {
+    jobs::cancel(job.cast_unsigned()).unwrap_or_else(|error| fail(&error)).cast_signed()
 }
 
 /// `tde.tablespace_is_encrypted(tablespace oid)`
@@ -170,6 +188,10 @@ fn job_table() -> TableIterator<
         name!(relation, Option<pg_sys::Oid>),
         name!(blocks_done, i64),
         name!(blocks_total, i64),
+        name!(blocks_verified, i64),
+        name!(blocks_per_second, i64),
+        name!(pid, Option<i32>),
+        name!(paused, bool),
         name!(attempts, i32),
         name!(started, TimestampWithTimeZone),
     ),
@@ -188,6 +210,10 @@ fn job_table() -> TableIterator<
                 oid(job.relation),
                 job.blocks_done.min(job.blocks_total).cast_signed(),
                 job.blocks_total.cast_signed(),
+                job.blocks_verified.min(job.blocks_total).cast_signed(),
+                job.rate.cast_signed(),
+                (job.pid != 0).then(|| job.pid.cast_signed()),
+                job.paused,
                 job.attempts.cast_signed(),
                 pgrx::datum::to_timestamp(job.started as f64),
             )

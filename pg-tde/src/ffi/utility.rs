@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 use pgrx::{PgList, PgLogLevel, PgSqlErrorCode};
 
 use super::{background, server};
-use crate::{keys, placeholder, report, tablespace};
+use crate::{keys, placeholder, report, settings, tablespace};
 
 static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut NEXT_EXECUTOR_START: pg_sys::ExecutorStart_hook_type = None;
@@ -145,6 +145,7 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<()> {
                     option(options, c"strategy").is_some_and(|value| value.eq_ignore_ascii_case("file_copy"));
                 if copies_files {
                     server::lock_keyring_to_end(true);
+                    refuse_copy_in_clear();
                 }
                 if copies_files && table.lines().any(|line| line.span.alive()) {
                     refuse(
@@ -160,6 +161,7 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<()> {
                 let database = CStr::from_ptr((*alter).dbname).to_str().ok()?;
                 background::keep_jobs_out_of_databases();
                 server::lock_keyring_to_end(true);
+                refuse_copy_in_clear();
                 let touched = [server::tablespace_oid(&target), database_tablespace(database)];
                 if touched.into_iter().flatten().any(|oid| table.state(oid).is_some()) {
                     refuse(
@@ -171,6 +173,16 @@ unsafe fn before(node: *mut pg_sys::Node) -> Option<()> {
             }
             _ => None,
         }
+    }
+}
+
+/// Copies of files are made only where nothing is encrypted.
+fn refuse_copy_in_clear() {
+    if settings::enforce_encryption() {
+        refuse(
+            "files of databases are not copied while pg_tde.enforce_encryption is on",
+            "Use CREATE DATABASE with strategy WAL_LOG and an encrypted tablespace.",
+        );
     }
 }
 
@@ -196,7 +208,7 @@ unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<String> {
 
 /// The default tablespace of a database, or `None` when there is no such database.
 fn database_tablespace(name: &str) -> Option<u32> {
-    let query = "SELECT dattablespace FROM pg_catalog.pg_database WHERE datname = $1";
+    let query = "SELECT dattablespace FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) $1::pg_catalog.name";
     // A database that does not exist is reported by the statement itself.
     let oid = Spi::get_one_with_args::<pg_sys::Oid>(query, &[name.into()]);
     oid.ok().flatten().map(|oid| oid.to_u32())

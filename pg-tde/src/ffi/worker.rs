@@ -6,9 +6,8 @@ use std::ptr;
 use pgrx::pg_sys::{self, BgWorkerStartTime, Datum};
 use pgrx::prelude::*;
 
-use super::compat;
-use crate::job_table::Outcome;
-use crate::{jobs, redirect, report, rewrite, tablespace, wal_keys};
+use super::{compat, server};
+use crate::{jobs, redirect, report, tablespace, wal_keys};
 
 /// Seconds after which the server starts a launcher that ended with an error.
 const RESTART: i32 = 5;
@@ -93,6 +92,7 @@ fn begin(database: u32) {
         let flags = pg_sys::BGWORKER_BYPASS_ALLOWCONN;
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), pg_sys::InvalidOid, flags);
     }
+    server::ignore_settings_of_database();
 }
 
 /// Main function of the launcher.
@@ -130,8 +130,5 @@ pub unsafe extern "C-unwind" fn pg_tde_job(argument: Datum) {
 pub unsafe extern "C-unwind" fn pg_tde_rewriter(argument: Datum) {
     let (slot, database) = (argument.value() >> 32, argument.value() as u32);
     begin(database);
-    let Some(job) = tablespace::key_table().and_then(|table| table.jobs.get(slot)) else { return };
-    let Some(progress) = job.progress() else { return };
-    let outcome: Outcome = rewrite::database(job, database, progress.tablespace);
-    job.set_outcome(outcome);
+    jobs::rewrite(slot, database);
 }

@@ -108,6 +108,14 @@ fn check(args: &CheckArgs) -> Result<Report, Box<dyn std::error::Error + Send + 
     for space in layout::tablespaces(data, &version, catalog_version)? {
         tablespaces.push(check_tablespace(&space, keys.as_ref(), mode, &mut problems)?);
     }
+    let enforced = settings.get("pg_tde.enforce_encryption").is_some_and(|entry| is_on(&entry.value));
+    for space in tablespaces.iter().filter(|space| enforced && space.pages.plain > 0) {
+        let name = space.name.as_deref().unwrap_or_default();
+        problems.push(format!(
+            "tablespace {name} ({}) holds {} plain pages although pg_tde.enforce_encryption is on: what was made before is not covered, encrypt it with tde.encrypt_tablespace",
+            space.oid, space.pages.plain
+        ));
+    }
     let judged = settings::judge(&settings, control.as_ref(), data);
     let in_use = keyring.present || tablespaces.iter().any(|space| space.pages.encrypted > 0);
     let unset: Vec<_> = judged.iter().filter(|setting| !setting.status.is_good()).collect();
@@ -240,6 +248,11 @@ fn login(
         hsm.hsm = Some(uri);
     }
     hsm.login_if_given()
+}
+
+/// What PostgreSQL takes for true (utils/adt/bool.c), without its abbreviations.
+fn is_on(value: &str) -> bool {
+    ["on", "true", "yes", "1"].iter().any(|on| value.eq_ignore_ascii_case(on))
 }
 
 fn check_tablespace(
