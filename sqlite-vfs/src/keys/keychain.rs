@@ -4,6 +4,8 @@
 //! whatever lock another thread of its parent held while it forked is the parent's alone.
 
 use std::collections::HashMap;
+use std::fs;
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -243,6 +245,8 @@ impl Keychain {
 pub(super) fn open_keyring(dir: &Path, hsm: &HsmDoor) -> Result<Option<Unlocked>, KeysError> {
     let locked = match Keyring::open(dir) {
         Err(KeyringError::NotAKeyring { .. }) if !has_records(dir) => return Ok(None),
+        // Another process may have made it between the two looks.
+        Err(KeyringError::NotAKeyring { .. }) => Keyring::open(dir)?,
         opened => opened?,
     };
     locked.require_owner(Owner::Files)?;
@@ -259,7 +263,12 @@ pub(super) fn create_keyring(dir: &Path, hsm: &HsmDoor) -> Result<Unlocked, Keys
     }
 }
 
-/// A keyring that lost its root is a damaged one, not none.
+/// A keyring that lost its root is a damaged one, not none. The root is there before the first record: an empty folder for
+/// records belongs to a keyring that is being made, or whose making was interrupted.
 fn has_records(dir: &Path) -> bool {
-    ["keyring.tde", "lines"].iter().any(|name| dir.join(name).symlink_metadata().is_ok())
+    dir.join("keyring.tde").symlink_metadata().is_ok()
+        || match fs::read_dir(dir.join("lines")) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(error) => error.kind() != ErrorKind::NotFound,
+        }
 }

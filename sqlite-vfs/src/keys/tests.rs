@@ -1,6 +1,7 @@
 //! Keys by settings, on real keyrings and HSMs.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -321,6 +322,21 @@ fn a_keyring_that_vanished_or_moved_is_not_replaced() {
     fs::rename(&moved, bench.path("ring")).unwrap();
     fs::remove_file(bench.path("ring/keyring.tde")).unwrap();
     refused(fresh.create("b.db"), Reason::Keyring, &["keyring.tde is missing"]);
+}
+
+#[test]
+fn a_keyring_whose_making_was_interrupted_is_made_again() {
+    let bench = Bench::new();
+    fs::create_dir_all(bench.path("ring/lines")).unwrap();
+    fs::set_permissions(bench.path("ring"), fs::Permissions::from_mode(0o700)).unwrap();
+    program(bench.settings(), &process()).create("app.db").unwrap();
+    // With a record it is a keyring that lost its root.
+    fs::remove_file(bench.path("ring/keyring.tde")).unwrap();
+    refused(
+        program(bench.settings(), &process()).create("b.db"),
+        Reason::Keyring,
+        &["keyring.tde is missing"],
+    );
 }
 
 #[test]
