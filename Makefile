@@ -23,7 +23,7 @@ PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG
 	sqlite3 libsqlite3-dev tcl tcl-dev zlib1g-dev patch xz-utils valgrind
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-sqlite-suite bench soak lint typecheck install install-files install-sqlite-files clean-scratch
+.PHONY: help setup build demo test test-sqlite-suite bench soak lint typecheck libraries install install-files install-sqlite-files clean-scratch
 
 help:
 	@echo "make setup     install what building and testing need (Debian packages; asks for root where needed)"
@@ -70,7 +70,7 @@ test-sqlite-suite: setup build
 # Everything beside what it is compared with, and a report of it: in docs/benchmarks, of a quick run in target/bench/report.
 # Release builds; the test profile leaves out the linker's optimisation.
 bench: setup
-	$(MAKE) build PROFILE=release
+	$(MAKE) build libraries PROFILE=release
 	@mkdir -p target/bench; rm -f target/bench/*.json
 	$(CARGO) run --locked --release -q -p page-cipher --example page_speed -- --json target/bench/kernels.json
 	$(CARGO) run --locked --release -q -p page-cipher --example constant_time
@@ -87,7 +87,15 @@ lint: setup
 typecheck: setup
 	pg-tde/typecheck.sh 16 17 18
 
-install: build install-files install-sqlite-files
+install: build libraries install-files install-sqlite-files
+
+# What other programs load, once more by itself: cargo gives packages that are built together the union of their features, and what the
+# tde command needs of the HSM (AWS-LC among it) has no place in a server's or an application's process.
+libraries: setup
+	$(CARGO) build --locked -p pg-tde -p tde-sqlite $(FEATURES) --profile $(PROFILE)
+	@for library in libpg_tde.so libtde_sqlite.so; do \
+	  if nm "$(BUILD)/$$library" | grep -q aws_lc; then echo "$$library contains AWS-LC" >&2; exit 1; fi; \
+	done
 
 # Copies what was built. By rename: a running server keeps the file that it has mapped.
 install-files:
