@@ -146,7 +146,11 @@ concurrency() {
       mkdir {}; if [ "$(id -u)" = 0 ]; then chown nobody:nogroup {}; fi; cd {}
       if $as_user_words "$build/threadtest3" {} > ../{}.log 2>&1; then tail -1 ../{}.log; else cat ../{}.log; exit 255; fi'
   fi
-  for file in "$dir"/*.db "$dir"/*/*.db; do is_encrypted "$file"; done
+  # The long form leaves its databases in one folder, the short one has a folder for each test.
+  local files
+  mapfile -t files < <(find "$dir" -name '*.db')
+  [ "${#files[@]}" -gt 2 ] || { echo "no databases are left to look at"; exit 1; }
+  for file in "${files[@]}"; do is_encrypted "$file"; done
 }
 case $extent in concurrency*) concurrency; exit 0 ;; esac
 testfixture
