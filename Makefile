@@ -20,7 +20,8 @@ FEATURES := $(if $(filter-out 15,$(PG_MAJOR)),--no-default-features --features p
 
 PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG_MAJOR) \
 	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2 \
-	sqlite3 libsqlite3-dev tcl tcl-dev zlib1g-dev patch xz-utils valgrind
+	sqlite3 libsqlite3-dev tcl tcl-dev zlib1g-dev patch xz-utils valgrind \
+	softhsm2 opensc
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-sqlite-suite bench soak lint typecheck libraries install install-files install-sqlite-files clean-scratch
@@ -106,6 +107,7 @@ install-files:
 	put 644 pg-tde/pg_tde.control "$$ext/pg_tde.control"; \
 	for f in pg-tde/sql/pg_tde--*.sql; do put 644 "$$f" "$$ext/$${f##*/}"; done; \
 	put 755 "$(BUILD)/tde" "$(DESTDIR)$(PREFIX)/bin/tde"; \
+	put 755 "$(BUILD)/tde-pkcs11-agent" "$(DESTDIR)$(PREFIX)/bin/tde-pkcs11-agent"; \
 	echo "installed pg_tde into $$lib and $$ext, tde into $(DESTDIR)$(PREFIX)/bin"
 
 # The SQLite VFS: library, header, pkg-config file.

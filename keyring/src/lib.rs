@@ -6,7 +6,8 @@
 //! (AES-KW), and a check value binds them to each other. Bytes: docs/formats/keyring.md.
 //!
 //! ```text
-//! MasterKey    what the HSM must be able to do          (master.rs; soft.rs is the engine in the process)
+//! MasterKey    what the HSM must be able to do          (master.rs; soft.rs is the engine in the process, pkcs11/ a token)
+//! HsmUri       which HSM; AnyHsm is logged in to it     (hsm.rs)
 //! Keyring      a keyring as it lies there, no keys      (keyring.rs)
 //! Unlocked     read, change, re-wrap, export, verify    (unlocked.rs, change.rs, rewrap.rs, transfer.rs, adopt.rs, verify.rs)
 //! Scope        ids, versions, states: no bytes, no I/O  (scope.rs)
@@ -49,10 +50,12 @@ mod failpoint;
 mod format;
 mod hints;
 mod hot;
+mod hsm;
 mod ids;
 mod instance;
 mod keyring;
 mod master;
+pub mod pkcs11;
 mod rewrap;
 mod scope;
 mod seal;
@@ -69,6 +72,7 @@ mod tests;
 pub use adopt::Adopted;
 pub use error::{KeyringError, Result};
 pub use hot::HotDeks;
+pub use hsm::{AnyHsm, HsmUri, HsmUriError, LoginError, LoginFailure};
 pub use ids::{GenerationId, InstanceId, KeyVersion, KeyringId, LineNumber, MasterKeyId, WalPosition};
 pub use keyring::{AcceptedRestore, Keyring, KeyringInfo, Owner};
 pub use master::{MasterKey, MasterKeyError, WrappedKey};

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hsm_engine::{ErrorKind, HsmError, SoftUri, UriError};
+use hsm_engine::{Pin, PinError};
+use keyring::pkcs11::AgentOptions;
 use keyring::{
-    InstanceId, KeyVersion, Keyring, KeyringError, KeyringId, LineNumber, MasterKey, MasterKeyError, Owner,
-    Scope, ScopeKind, SoftHsm, StateChange, TablespaceState, Unlocked, WalPosition,
+    AnyHsm, HsmUri, HsmUriError, InstanceId, KeyVersion, Keyring, KeyringError, KeyringId, LineNumber,
+    LoginError, LoginFailure, MasterKey, MasterKeyError, Owner, Scope, ScopeKind, StateChange,
+    TablespaceState, Unlocked, WalPosition,
 };
 use page_cipher::CipherId;
 
@@ -23,7 +25,7 @@ use crate::{report, settings, wal_keys};
 pub(crate) enum KeyError {
     /// `pg_tde.hsm` is empty.
     #[error(
-        "pg_tde.hsm is not set: set it in postgresql.conf to soft:DIRECTORY, a store made by \"tde hsm init\", and restart the server"
+        "pg_tde.hsm is not set: set it in postgresql.conf to soft:DIRECTORY, a store made by \"tde hsm init\", or to pkcs11:token=NAME?module-path=FILE, and restart the server"
     )]
     NoHsm,
     /// `pg_tde.pin_command` is empty.
@@ -33,19 +35,22 @@ pub(crate) enum KeyError {
     NoPinCommand,
     /// `pg_tde.hsm` cannot be read.
     #[error("pg_tde.hsm is not usable: {0}")]
-    Uri(#[from] UriError),
+    Uri(#[from] HsmUriError),
     /// The HSM's store would be in every base backup, beside what its keys protect.
     #[error("the HSM store \"{}\" is inside the data directory: move it elsewhere, or every backup carries the master key along", .0.display())]
     StoreInDataDirectory(PathBuf),
     /// The PIN command.
     #[error(transparent)]
     Pin(#[from] PinCommandError),
+    /// The PIN file that the HSM's URI names.
+    #[error("pin-source of pg_tde.hsm is not usable: {0}")]
+    PinFile(#[from] PinError),
     /// The HSM.
     #[error("the HSM cannot be used: {0}")]
     Hsm(#[from] MasterKeyError),
     /// Logging in to the HSM.
     #[error("the HSM cannot be used: {0}")]
-    Login(#[from] HsmError),
+    Login(#[from] LoginError),
     /// The keyring.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
@@ -169,7 +174,7 @@ pub(crate) enum KeyError {
 impl KeyError {
     /// Whether the HSM refused the PIN or the user, until somebody changes either.
     pub(crate) fn is_refused(&self) -> bool {
-        matches!(self, Self::Login(error) if error.kind() == ErrorKind::Login) && !self.is_away()
+        matches!(self, Self::Login(error) if error.failure() == LoginFailure::Refused)
     }
 
     /// Whether waiting, or a change of settings, may help.
@@ -183,9 +188,7 @@ impl KeyError {
             Self::Hsm(MasterKeyError::Away(_))
             | Self::Keyring(KeyringError::HsmAway { .. })
             | Self::Pin(_) => true,
-            // Not a wrong PIN: to try it again and again would lock the user.
-            Self::Login(HsmError::LockedUntil { .. }) => true,
-            Self::Login(error) => error.kind() == ErrorKind::HsmAway,
+            Self::Login(error) => error.failure() == LoginFailure::Away,
             _ => false,
         }
     }
@@ -195,19 +198,41 @@ impl KeyError {
 ///
 /// # Errors
 /// See [`KeyError`].
-pub(crate) fn open_hsm() -> Result<SoftHsm, KeyError> {
-    let uri: SoftUri = settings::hsm().ok_or(KeyError::NoHsm)?.parse()?;
-    refuse_store_in_data_directory(&uri.dir)?;
-    let command = settings::pin_command().ok_or(KeyError::NoPinCommand)?;
-    let cancelled = || !server::preloading() && server::cancel_requested();
-    let pin = match pin_command::run(&command, settings::pin_command_timeout(), &cancelled) {
+pub(crate) fn open_hsm() -> Result<AnyHsm, KeyError> {
+    let uri: HsmUri = settings::hsm().ok_or(KeyError::NoHsm)?.parse()?;
+    if let Some(store) = uri.store() {
+        refuse_store_in_data_directory(store)?;
+    }
+    let pin = pin_for(&uri)?;
+    // A vendor's library runs in a process of its own, without the server's files.
+    let options = AgentOptions {
+        program: settings::pkcs11_agent(),
+        cancelled: give_up,
+        prepare: server::close_files_in_child,
+    };
+    Ok(AnyHsm::open(&uri, pin, options)?)
+}
+
+/// Whether a backend that waits for the HSM shall stop. Must not unwind.
+fn give_up() -> bool {
+    !server::preloading() && server::cancel_requested()
+}
+
+/// What `pg_tde.pin_command` prints, or what is in the file that the URI names.
+fn pin_for(uri: &HsmUri) -> Result<Pin, KeyError> {
+    let command = match (settings::pin_command(), uri.pin_source()) {
+        (Some(command), _) => command,
+        (None, Some(file)) => return Ok(Pin::from_file(file)?),
+        (None, None) => return Err(KeyError::NoPinCommand),
+    };
+    let pin = match pin_command::run(&command, settings::pin_command_timeout(), &give_up) {
         Err(error @ PinCommandError::Cancelled { .. }) if !server::in_redo() => {
             server::check_for_interrupts();
             return Err(error.into());
         }
         pin => pin?,
     };
-    Ok(SoftHsm::open(&uri, &pin)?)
+    Ok(pin)
 }
 
 fn refuse_store_in_data_directory(store: &Path) -> Result<(), KeyError> {
@@ -389,7 +414,7 @@ fn is_keyring(dir: &Path) -> bool {
         && (dir.join("keyring.tde").exists() || dir.join("lines").exists())
 }
 
-fn refuse_vanished(dir: &Path, hsm: &SoftHsm, manifest: Option<&Manifest>) -> Result<(), KeyError> {
+fn refuse_vanished(dir: &Path, hsm: &AnyHsm, manifest: Option<&Manifest>) -> Result<(), KeyError> {
     let dir = dir.to_owned();
     if let Some(manifest) = manifest {
         return Err(KeyError::NotFound { dir, keyring: manifest.keyring });
@@ -550,7 +575,7 @@ fn spans(history: &[StateChange]) -> Vec<Span> {
 }
 
 /// The keyring with the seal key of the table, or with the HSM if that key is not known yet.
-fn unlocked_for(table: &KeyTable, hsm: &SoftHsm) -> Result<Unlocked, KeyError> {
+fn unlocked_for(table: &KeyTable, hsm: &AnyHsm) -> Result<Unlocked, KeyError> {
     let locked = Keyring::open(&settings::keyring_directory())?;
     Ok(match table.seal_key() {
         Some(seal_key) => locked.unlock_with_seal_key(seal_key)?,

@@ -12,6 +12,7 @@ use crate::ffi::server;
 static HSM: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static PIN_COMMAND: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static PIN_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30);
+static PKCS11_AGENT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static KEYRING: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"pg_tde"));
 static CIPHER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"aes-256-hctr2"));
 
@@ -26,7 +27,7 @@ pub(crate) fn define() {
     GucRegistry::define_string_guc(
         c"pg_tde.hsm",
         c"Where the master key lives.",
-        c"soft:DIRECTORY for the software HSM in the server, optionally with ?user=NAME&key=LABEL.",
+        c"soft:DIRECTORY for the software HSM in the server, optionally with ?user=NAME&key=LABEL; pkcs11:token=NAME;object=LABEL?module-path=FILE for a token of any vendor (RFC 7512).",
         &HSM,
         GucContext::Postmaster,
         GucFlags::SUPERUSER_ONLY,
@@ -48,6 +49,14 @@ pub(crate) fn define() {
         600,
         GucContext::Sighup,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_string_guc(
+        c"pg_tde.pkcs11_agent",
+        c"Program that loads a vendor's PKCS#11 module.",
+        c"An absolute path; if empty, tde-pkcs11-agent beside the server's program, in /usr/local/bin or in /usr/bin.",
+        &PKCS11_AGENT,
+        GucContext::Postmaster,
+        GucFlags::SUPERUSER_ONLY,
     );
     GucRegistry::define_string_guc(
         c"pg_tde.keyring",
@@ -130,6 +139,11 @@ pub(crate) fn pin_command() -> Option<String> {
 /// `pg_tde.pin_command_timeout`
 pub(crate) fn pin_command_timeout() -> Duration {
     Duration::from_secs(PIN_TIMEOUT.get().unsigned_abs().into())
+}
+
+/// `pg_tde.pkcs11_agent`
+pub(crate) fn pkcs11_agent() -> Option<PathBuf> {
+    text(&PKCS11_AGENT).map(PathBuf::from)
 }
 
 /// `pg_tde.keyring` as an absolute path.

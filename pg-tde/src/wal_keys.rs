@@ -20,7 +20,7 @@
 use std::path::Path;
 
 use keyring::{
-    DekState, KeyVersion, KeyringId, MasterKey, NewScope, Scope, ScopeKind, SoftHsm, StateChange,
+    AnyHsm, DekState, KeyVersion, KeyringId, MasterKey, NewScope, Scope, ScopeKind, StateChange,
     TablespaceState, Unlocked, WalPosition,
 };
 use page_cipher::CipherId;
@@ -55,7 +55,7 @@ pub(crate) fn load(
     table: &WalTable,
     unlocked: &Unlocked,
     scopes: &[Scope],
-    hsm: &SoftHsm,
+    hsm: &AnyHsm,
     recovers: bool,
 ) -> Result<(), KeyError> {
     let on = settings::encrypt_wal();
@@ -79,7 +79,7 @@ pub(crate) fn load(
     Ok(())
 }
 
-fn make_line(unlocked: &Unlocked, hsm: &SoftHsm) -> Result<Scope, KeyError> {
+fn make_line(unlocked: &Unlocked, hsm: &AnyHsm) -> Result<Scope, KeyError> {
     let initial = Some(StateChange { from: WalPosition(0), state: TablespaceState::Encrypting });
     let new = NewScope { kind: ScopeKind::PgWal, cipher: CipherId::Aes256Xts, initial };
     let (scope, _) = unlocked.add_scope(new, hsm)?;

@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use clap::Args;
 use hsm_engine::pin_command::PinCommand;
-use hsm_engine::{Pin, PinError, SoftUri};
-use keyring::SoftHsm;
+use hsm_engine::{Pin, PinError};
+use keyring::pkcs11::AgentOptions;
+use keyring::{AnyHsm, HsmUri};
 use secret_mem::SecretBuf;
 
 /// Which HSM, and how to log in.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct HsmArgs {
-    /// The HSM, such as soft:/var/lib/tde/hsm or soft:DIR?user=NAME&key=LABEL
+    /// The HSM, such as soft:/var/lib/tde/hsm, soft:DIR?user=NAME&key=LABEL, or pkcs11:token=NAME?module-path=FILE
     #[arg(long, env = "TDE_HSM", value_name = "URI")]
-    pub(crate) hsm: Option<SoftUri>,
+    pub(crate) hsm: Option<HsmUri>,
     /// File with the PIN of the HSM's user, readable by its owner only ("-" reads standard input)
     #[arg(long, env = "TDE_PIN_FILE", value_name = "FILE")]
     pub(crate) pin_file: Option<PathBuf>,
@@ -43,23 +44,26 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 
 impl HsmArgs {
     /// Logs in; an error if no HSM was named.
-    pub(crate) fn login(&self) -> Result<SoftHsm> {
+    pub(crate) fn login(&self) -> Result<AnyHsm> {
         self.login_if_given()?.ok_or_else(|| MissingOption::Hsm.into())
     }
 
     /// Logs in if an HSM was named.
-    pub(crate) fn login_if_given(&self) -> Result<Option<SoftHsm>> {
+    pub(crate) fn login_if_given(&self) -> Result<Option<AnyHsm>> {
         let Some(uri) = &self.hsm else { return Ok(None) };
-        Ok(Some(SoftHsm::open(uri, &self.pin(uri)?)?))
+        Ok(Some(AnyHsm::open(uri, self.pin(uri)?, AgentOptions::default())?))
     }
 
     /// The PIN for `uri`, from where the options say, or from the terminal.
-    pub(crate) fn pin(&self, uri: &SoftUri) -> Result<Pin> {
+    pub(crate) fn pin(&self, uri: &HsmUri) -> Result<Pin> {
         if let Some(path) = &self.pin_file {
             return Ok(pin_from(path)?);
         }
         let Some(command) = &self.pin_command else {
-            return ask_pin(&format!("PIN of HSM user \"{}\": ", uri.user));
+            return match uri.pin_source() {
+                Some(file) => Ok(pin_from(file)?),
+                None => ask_pin(&format!("PIN of {}: ", uri.user())),
+            };
         };
         let (setting, timeout) = ("the PIN command", Duration::from_secs(60));
         Ok(PinCommand { setting, command, timeout, cancelled: &|| false, prepare: &|_| () }.run()?)

@@ -9,6 +9,7 @@ mod options;
 mod people;
 mod quorum;
 mod status;
+mod token;
 mod users;
 
 use clap::Subcommand;
@@ -47,6 +48,9 @@ pub(crate) enum Command {
     /// The audit log
     #[command(subcommand)]
     Audit(audit::Command),
+    /// A PKCS#11 token of another vendor that holds the master key
+    #[command(subcommand)]
+    Token(token::Command),
 }
 
 pub(crate) fn run(command: Command, output: &Output) -> CliResult {
@@ -62,6 +66,7 @@ pub(crate) fn run(command: Command, output: &Output) -> CliResult {
         Command::Quorum(command) => quorum::run(&command, output),
         Command::Backup(command) => backups::run(&command, output),
         Command::Audit(command) => audit::run(&command, output),
+        Command::Token(command) => token::run(&command, output),
     };
     match result {
         Err(error) if is_damage(error.as_ref()) => {

@@ -5,7 +5,7 @@ mod manage;
 use std::path::Path;
 
 use clap::Subcommand;
-use keyring::{DekState, Keyring, KeyringError, KeyringInfo, Owner, Scope, ScopeKind, SoftHsm, Unlocked};
+use keyring::{AnyHsm, DekState, Keyring, KeyringError, KeyringInfo, Owner, Scope, ScopeKind, Unlocked};
 use serde::Serialize;
 
 use crate::credentials::{HsmArgs, KeyringArgs};
@@ -21,7 +21,7 @@ pub(crate) enum Command {
     /// Write a database's keys, wrapped, to a file that another keyring can take in
     Export(manage::ExportArgs),
     /// Take in a database's keys that another keyring exported
-    Import(manage::ImportArgs),
+    Import(Box<manage::ImportArgs>),
     /// Show a keyring's keys; without --hsm only what is not sealed
     List {
         #[command(flatten)]
@@ -329,7 +329,7 @@ struct ForgottenKeyring {
 }
 
 /// There is no keyring, and the HSM may still expect one: as after an `initdb` in the place of another cluster.
-fn accept_loss(directory: &Path, hsm: SoftHsm, error: KeyringError, output: &Output) -> CliResult {
+fn accept_loss(directory: &Path, hsm: AnyHsm, error: KeyringError, output: &Output) -> CliResult {
     let forgotten = match Keyring::accept_loss(directory, &hsm) {
         Ok(forgotten) if !forgotten.is_empty() => forgotten,
         // What is wrong is what was found first.

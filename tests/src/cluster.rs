@@ -114,6 +114,7 @@ pub struct Cluster {
     hsm: Option<SoftHsm>,
     tde: bool,
     server: Option<Child>,
+    environment: Vec<(String, String)>,
     log_start: u64,
 }
 
@@ -138,7 +139,16 @@ impl Cluster {
         }
         root.own(scratch.path());
         let data = scratch.path().join("data");
-        Self { root, scratch, data, hsm: None, tde: false, server: None, log_start: 0 }
+        Self {
+            root,
+            scratch,
+            data,
+            hsm: None,
+            tde: false,
+            server: None,
+            environment: Vec::new(),
+            log_start: 0,
+        }
     }
 
     fn base_conf(socket_dir: &str) -> Vec<(String, String)> {
@@ -241,6 +251,11 @@ impl Cluster {
         fs::write(&path, text).unwrap();
     }
 
+    /// A variable in the environment of the server from its next start on.
+    pub fn environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.into(), value.into()));
+    }
+
     // Starting and stopping.
 
     /// Starts the server and waits until it takes connections (on a standby: read-only ones).
@@ -259,6 +274,7 @@ impl Cluster {
             .command(self.root.bin("postgres"))
             .arg("-D")
             .arg(&self.data)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())

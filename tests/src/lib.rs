@@ -4,6 +4,7 @@
 //! * [`Cluster`]: a server of that copy in a scratch folder: start, stop, kill, configure, read its log and files.
 //! * [`Sql`]: a connection that speaks text, with errors that keep detail and hint.
 //! * [`SoftHsm`]: a software HSM made by the `tde` command.
+//! * [`Token`]: a PKCS#11 token of SoftHSM2, and modules that hang or crash.
 //! * [`sqlite`]: stock SQLite in processes of its own, on disks that can fail.
 //! * [`figures`]: what benchmarks measured, for the screen, JSON and the report.
 //! * [`files`]: what an attacker or a power cut does to files: flip, copy, tear, search.
@@ -26,6 +27,7 @@ mod process;
 mod root;
 mod scratch;
 mod sql;
+mod token;
 
 pub use cluster::{Builder, Cluster, StartFailure};
 pub use hsm::SoftHsm;
@@ -33,6 +35,7 @@ pub use process::{Process, command_output};
 pub use root::PgRoot;
 pub use scratch::Scratch;
 pub use sql::{Sql, SqlError};
+pub use token::Token;
 
 /// Whether the scenarios run without encryption, to test the scenarios themselves.
 pub fn plain_mode() -> bool {

@@ -102,6 +102,16 @@ impl PgRoot {
         command
     }
 
+    /// Gives `path` and everything below it to the servers' user.
+    pub fn own_all(&self, path: &Path) {
+        self.own(path);
+        if path.is_dir() {
+            for entry in fs::read_dir(path).unwrap() {
+                self.own_all(&entry.unwrap().path());
+            }
+        }
+    }
+
     /// Gives `path` to the servers' user.
     pub fn own(&self, path: &Path) {
         if let Some((uid, gid)) = self.user {

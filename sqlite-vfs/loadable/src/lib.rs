@@ -8,11 +8,11 @@ use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use hsm_engine::{MAX_PIN, Pin, SoftUri, UriError};
+use hsm_engine::{MAX_PIN, Pin};
 use secret_mem::SecretBuf;
 use sqlite_vfs::Config;
 use sqlite_vfs::ffi::{FunctionTable, RegisterError, last_error, register, set_last_error};
-use sqlite_vfs::keys::{Settings, SettingsError};
+use sqlite_vfs::keys::{HsmUri, HsmUriError, Settings, SettingsError};
 
 const SQLITE_OK: c_int = 0;
 const SQLITE_ERROR: c_int = 1;
@@ -49,7 +49,7 @@ enum ConfigError {
     #[error(transparent)]
     Settings(SettingsError),
     #[error("tde_sqlite_config.hsm: {0}")]
-    Hsm(UriError),
+    Hsm(HsmUriError),
     #[error(transparent)]
     Register(RegisterError),
 }
@@ -161,11 +161,11 @@ unsafe fn read_config(config: *const CConfig) -> Result<Config, ConfigError> {
         keys = keys.keyring(dir).map_err(ConfigError::Settings)?;
     }
     if let Some(uri) = text("hsm", config.hsm)? {
-        keys = keys.hsm(uri.parse().map_err(ConfigError::Hsm)?);
+        keys = keys.hsm(uri.parse::<HsmUri>().map_err(ConfigError::Hsm)?);
     }
     if let Some(callback) = config.pin_callback {
         let context = Context(config.pin_context);
-        keys = keys.pin_callback(Arc::new(move |hsm: &SoftUri| ask(callback, &context, hsm)));
+        keys = keys.pin_callback(Arc::new(move |hsm: &HsmUri| ask(callback, &context, hsm)));
     } else if let Some(file) = text("pin_file", config.pin_file)? {
         keys = keys.pin_file(file);
     } else if let Some(command) = text("pin_command", config.pin_command)? {
@@ -194,7 +194,7 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
-fn ask(callback: PinFunction, context: &Context, hsm: &SoftUri) -> Result<Pin, Box<dyn Error + Send + Sync>> {
+fn ask(callback: PinFunction, context: &Context, hsm: &HsmUri) -> Result<Pin, Box<dyn Error + Send + Sync>> {
     let uri = CString::new(hsm.to_string())?;
     let pin = SecretBuf::from_fn(MAX_PIN, |buffer| {
         // SAFETY: the buffer has the length that is passed, the URI is a C string, and both outlive the call.

@@ -29,11 +29,10 @@
 
 use std::path::{Path, PathBuf};
 
-use hsm_engine::UriError;
 use libsqlite3_sys as sys;
 use sqlite_vfs::ffi::{FunctionTable, register};
 pub use sqlite_vfs::ffi::{RegisterError, Registered};
-use sqlite_vfs::keys::{PinCallback, Settings, SettingsError};
+use sqlite_vfs::keys::{HsmUri, HsmUriError, PinCallback, Settings, SettingsError};
 pub use sqlite_vfs::{Config, Reason, keys};
 
 /// The VFS, as it will be registered. What is not set here comes from each database's URI or from the environment.
@@ -53,7 +52,7 @@ pub enum BuildError {
     Keyring(#[from] SettingsError),
     /// The HSM.
     #[error(transparent)]
-    Hsm(#[from] UriError),
+    Hsm(#[from] HsmUriError),
 }
 
 impl Vfs {
@@ -89,12 +88,12 @@ impl Vfs {
         Ok(self)
     }
 
-    /// The HSM, for example `soft:/etc/tde/hsm`.
+    /// The HSM, for example `soft:/etc/tde/hsm` or `pkcs11:token=NAME?module-path=/usr/lib/vendor.so`.
     ///
     /// # Errors
     /// Not the URI of an HSM.
     pub fn hsm(mut self, uri: &str) -> Result<Self, BuildError> {
-        self.keys = self.keys.hsm(uri.parse()?);
+        self.keys = self.keys.hsm(uri.parse::<HsmUri>()?);
         Ok(self)
     }
 

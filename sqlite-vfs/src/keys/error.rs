@@ -3,8 +3,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use hsm_engine::{ErrorKind, HsmError};
-use keyring::{KeyringError, MasterKeyError};
+use keyring::{KeyringError, LoginError, LoginFailure, MasterKeyError};
 use secret_mem::{ForkCanaryError, RandomError};
 
 use super::FileId;
@@ -77,7 +76,7 @@ pub enum KeysError {
     #[error("no key: no keyring is configured; add keyring=DIR to the URI or set TDE_KEYRING")]
     NoKeyring,
     /// No setting names an HSM.
-    #[error("no key: no HSM is configured; add hsm=soft:DIR to the URI or set TDE_HSM")]
+    #[error("no key: no HSM is configured; add hsm=soft:DIR to the URI or set TDE_HSM (also pkcs11:...)")]
     NoHsm,
     /// No setting says where the PIN is.
     #[error(
@@ -101,7 +100,7 @@ pub enum KeysError {
         /// The HSM.
         hsm: String,
         /// What it said.
-        source: Box<HsmError>,
+        source: Box<LoginError>,
     },
     /// Every version was taken out of use.
     #[error(
@@ -158,16 +157,16 @@ impl KeysError {
             | Self::NoPin
             | Self::Settings(_) => Reason::Config,
             Self::Pin { .. } => Reason::HsmRefused,
-            Self::Login { source, .. } => reason_of_hsm(source.kind()),
+            Self::Login { source, .. } => reason_of_login(source.failure()),
             Self::ForkCanary(_) | Self::Random(_) => Reason::System,
         }
     }
 }
 
-fn reason_of_hsm(kind: ErrorKind) -> Reason {
-    match kind {
-        ErrorKind::KeyMissing => Reason::KeyMissing,
-        ErrorKind::Login | ErrorKind::Denied => Reason::HsmRefused,
+fn reason_of_login(failure: LoginFailure) -> Reason {
+    match failure {
+        LoginFailure::NoKey => Reason::KeyMissing,
+        LoginFailure::Refused => Reason::HsmRefused,
         _ => Reason::HsmAway,
     }
 }
@@ -193,10 +192,10 @@ fn reason_of(error: &KeyringError) -> Reason {
     }
 }
 
-fn login_failed(error: &HsmError) -> &'static str {
-    match error.kind() {
-        ErrorKind::Login | ErrorKind::Denied | ErrorKind::KeyMissing => "cannot log in to the HSM",
-        ErrorKind::Damaged => "HSM damaged:",
+fn login_failed(error: &LoginError) -> &'static str {
+    match error.failure() {
+        LoginFailure::Refused | LoginFailure::NoKey | LoginFailure::Settings => "cannot log in to the HSM",
+        LoginFailure::Damaged => "HSM damaged:",
         _ => "HSM away:",
     }
 }

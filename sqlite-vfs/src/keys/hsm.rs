@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hsm_engine::{ErrorKind, SoftUri};
-use keyring::{KeyringError, MasterKeyError, SoftHsm};
+use keyring::pkcs11::AgentOptions;
+use keyring::{AnyHsm, HsmUri, KeyringError, LoginFailure, MasterKeyError};
 
 use super::KeysError;
 use super::pin::PinSource;
@@ -11,27 +11,27 @@ use super::pin::PinSource;
 /// Logs in when it is first needed, keeps the session, and logs in again when the HSM does not know the session any more or was
 /// away. Threads that need it at the same time wait for one login.
 pub(super) struct HsmDoor {
-    uri: SoftUri,
+    uri: HsmUri,
     pin: PinSource,
-    session: Mutex<Option<Arc<SoftHsm>>>,
+    session: Mutex<Option<Arc<AnyHsm>>>,
 }
 
 impl HsmDoor {
-    pub(super) fn new(uri: SoftUri, pin: PinSource) -> Self {
+    pub(super) fn new(uri: HsmUri, pin: PinSource) -> Self {
         Self { uri, pin, session: Mutex::new(None) }
     }
 
     /// Whether this is the door for these settings.
-    pub(super) fn is_for(&self, uri: &SoftUri, pin: &PinSource) -> bool {
+    pub(super) fn is_for(&self, uri: &HsmUri, pin: &PinSource) -> bool {
         self.uri == *uri && self.pin.is(pin)
     }
 
-    pub(super) fn uri(&self) -> &SoftUri {
+    pub(super) fn uri(&self) -> &HsmUri {
         &self.uri
     }
 
     /// The session, logged in if need be.
-    pub(super) fn session(&self) -> Result<Arc<SoftHsm>, KeysError> {
+    pub(super) fn session(&self) -> Result<Arc<AnyHsm>, KeysError> {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(session) = &*session {
             return Ok(Arc::clone(session));
@@ -41,13 +41,13 @@ impl HsmDoor {
             .pin
             .ask(&self.uri)
             .map_err(|source| KeysError::Pin { hsm: hsm(), source: Box::new(source) })?;
-        let opened = SoftHsm::open(&self.uri, &pin)
+        let opened = AnyHsm::open(&self.uri, pin, AgentOptions::default())
             .map_err(|source| KeysError::Login { hsm: hsm(), source: Box::new(source) })?;
         Ok(Arc::clone(session.insert(Arc::new(opened))))
     }
 
     /// Does something with the session; once more with a new one, if this one is of no use any more.
-    pub(super) fn with<T>(&self, run: impl Fn(&SoftHsm) -> Result<T, KeyringError>) -> Result<T, KeysError> {
+    pub(super) fn with<T>(&self, run: impl Fn(&AnyHsm) -> Result<T, KeyringError>) -> Result<T, KeysError> {
         let session = self.session()?;
         let failed = match run(&session) {
             Err(error) if session_may_be_stale(&error) => error,
@@ -58,12 +58,14 @@ impl HsmDoor {
         match self.session() {
             Ok(session) => Ok(run(&session)?),
             // What it was needed for tells more than that it is still away.
-            Err(KeysError::Login { source, .. }) if source.kind() == ErrorKind::HsmAway => Err(failed.into()),
+            Err(KeysError::Login { source, .. }) if source.failure() == LoginFailure::Away => {
+                Err(failed.into())
+            }
             Err(error) => Err(error),
         }
     }
 
-    fn forget(&self, stale: &Arc<SoftHsm>) {
+    fn forget(&self, stale: &Arc<AnyHsm>) {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         if session.as_ref().is_some_and(|current| Arc::ptr_eq(current, stale)) {
             *session = None;

@@ -11,10 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use hsm_engine::SoftUri;
 use keyring::{
-    Dek, KeyVersion, Keyring, KeyringError, LineNumber, MasterKey as _, NewScope, Owner, Scope, ScopeKind,
-    Unlocked,
+    Dek, HsmUri, KeyVersion, Keyring, KeyringError, LineNumber, MasterKey as _, NewScope, Owner, Scope,
+    ScopeKind, Unlocked,
 };
 use lru::LruCache;
 use page_cipher::CipherId;
@@ -154,7 +153,7 @@ impl Keychain {
     }
 
     /// The HSM behind these settings, logged in to once for all keyrings.
-    pub(super) fn door(&self, uri: SoftUri, pin: PinSource) -> Arc<HsmDoor> {
+    pub(super) fn door(&self, uri: HsmUri, pin: PinSource) -> Arc<HsmDoor> {
         let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(door) = doors.iter().find(|door| door.is_for(&uri, &pin)) {
             return Arc::clone(door);

@@ -24,6 +24,8 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use error::KeysError;
+pub use keyring::{HsmUri, HsmUriError};
+
 pub use file_keys::{FileKeys, VersionKeys};
 pub use pin::{PIN_COMMAND_TIMEOUT, PinCallback, PinSource, PinSourceError};
 pub use settings::{Settings, SettingsError};

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hsm_engine::pin_command::{PinCommand, PinCommandError};
-use hsm_engine::{Pin, PinError, SoftUri};
+use hsm_engine::{Pin, PinError};
+use keyring::HsmUri;
 
 /// How long a PIN command may take.
 pub const PIN_COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Gives the PIN of the HSM that it is asked for. Called when the process logs in, which happens rarely, from whichever thread
 /// needs a key first; it must not open encrypted databases itself.
-pub type PinCallback = Arc<dyn Fn(&SoftUri) -> Result<Pin, Box<dyn Error + Send + Sync>> + Send + Sync>;
+pub type PinCallback = Arc<dyn Fn(&HsmUri) -> Result<Pin, Box<dyn Error + Send + Sync>> + Send + Sync>;
 
 /// Where a PIN comes from. It is asked for at each login, so that a changed PIN needs no restart.
 #[derive(Clone)]
@@ -39,7 +40,7 @@ impl PinSource {
         }
     }
 
-    pub(super) fn ask(&self, hsm: &SoftUri) -> Result<Pin, PinSourceError> {
+    pub(super) fn ask(&self, hsm: &HsmUri) -> Result<Pin, PinSourceError> {
         match self {
             Self::File(path) => Ok(Pin::from_file(path)?),
             Self::Command(command) => {

@@ -9,12 +9,15 @@
 //! Each setting by itself is taken from the first of URI, API and environment that has it. Of two environment variables for the
 //! PIN the file counts. A PIN itself, and a command, are never taken from a URI: URIs end up in logs, and a URI may come from whoever names
 //! the file.
+//! For the same reason a URI may name a PKCS#11 module only if root alone can have put it where it is.
 
 use std::env;
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use hsm_engine::{SoftUri, UriError};
+use keyring::pkcs11::Pkcs11Uri;
+use keyring::{HsmUri, HsmUriError};
 
 use super::pin::{PinCallback, PinSource};
 
@@ -22,7 +25,7 @@ use super::pin::{PinCallback, PinSource};
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     pub(super) keyring: Option<PathBuf>,
-    pub(super) hsm: Option<SoftUri>,
+    pub(super) hsm: Option<HsmUri>,
     pub(super) pin: Option<PinSource>,
 }
 
@@ -44,7 +47,15 @@ pub enum SettingsError {
         /// Where it was given.
         from: &'static str,
         /// What is wrong with it.
-        source: UriError,
+        source: HsmUriError,
+    },
+    /// A library that anybody could have put there.
+    #[error(
+        "the URI parameter \"hsm\" names the PKCS#11 module {}, which is refused because others than root may change it or a folder above it: a URI may come from whoever names the file; name the module in TDE_HSM, TDE_PKCS11_MODULE or by the API", module.display()
+    )]
+    ModuleInUri {
+        /// The library.
+        module: PathBuf,
     },
     /// Not text.
     #[error("{from} is not valid UTF-8")]
@@ -80,8 +91,8 @@ impl Settings {
     }
 
     /// The HSM.
-    pub fn hsm(mut self, uri: SoftUri) -> Self {
-        self.hsm = Some(uri);
+    pub fn hsm(mut self, uri: impl Into<HsmUri>) -> Self {
+        self.hsm = Some(uri.into());
         self
     }
 
@@ -148,7 +159,13 @@ impl Settings {
             settings = settings.keyring(dir)?;
         }
         if let Some(uri) = get("hsm") {
-            settings.hsm = Some(parse_hsm("the URI parameter \"hsm\"", &uri)?);
+            let uri = parse_hsm("the URI parameter \"hsm\"", &uri)?;
+            if let HsmUri::Pkcs11(Pkcs11Uri { module: Some(module), .. }) = &uri
+                && !is_of_the_system(module)
+            {
+                return Err(SettingsError::ModuleInUri { module: module.clone() });
+            }
+            settings.hsm = Some(uri);
         }
         if let Some(file) = get("pin_file") {
             settings = settings.pin_file(file);
@@ -170,6 +187,13 @@ impl Settings {
     }
 }
 
-fn parse_hsm(from: &'static str, uri: &str) -> Result<SoftUri, SettingsError> {
+/// Whether only root can have put this file there: it and every folder above it is root's, and nobody else may write.
+fn is_of_the_system(file: &Path) -> bool {
+    let Ok(file) = file.canonicalize() else { return false };
+    file.ancestors()
+        .all(|path| path.symlink_metadata().is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0))
+}
+
+fn parse_hsm(from: &'static str, uri: &str) -> Result<HsmUri, SettingsError> {
     uri.parse().map_err(|source| SettingsError::Hsm { from, source })
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use keyring::{KeyringError, Scope, Unlocked};
+use keyring::{HsmUri, KeyringError, Scope, Unlocked};
 
 use super::keychain::{Keychain, OpenKeyring, create_keyring, open_keyring};
+use super::pin::PinSource;
 use super::{FileId, FileKeys, KeySource, KeysError, Settings};
 
 /// Keys by settings: those of the file name's URI, of the program, and of the environment.
@@ -57,7 +58,7 @@ impl Configured {
     ) -> Result<Option<Arc<OpenKeyring>>, KeysError> {
         self.keychain()?.keyring(dir, || {
             let uri = settings.hsm.clone().ok_or(KeysError::NoHsm)?;
-            let pin = settings.pin.clone().ok_or(KeysError::NoPin)?;
+            let pin = pin_of(settings, &uri)?;
             let hsm = self.keychain()?.door(uri, pin);
             let unlocked = match open_keyring(dir, &hsm)? {
                 None if make => Some(create_keyring(dir, &hsm)?),
@@ -179,8 +180,8 @@ impl KeySource for Configured {
         }
         // It will be made with the first key: log in now, so that a wrong PIN shows now.
         let settings = self.settings()?;
-        let uri = settings.hsm.ok_or(KeysError::NoHsm)?;
-        let pin = settings.pin.ok_or(KeysError::NoPin)?;
+        let uri = settings.hsm.clone().ok_or(KeysError::NoHsm)?;
+        let pin = pin_of(&settings, &uri)?;
         self.keychain()?.door(uri, pin).session().map(drop)
     }
 
@@ -193,6 +194,12 @@ impl KeySource for Configured {
         let keys = FileKeys::of_new(id, Arc::clone(&keyring), &scope, &data_key)?;
         Ok(self.keychain()?.keep(&keyring, keys))
     }
+}
+
+/// Where the settings say that the PIN is, or else the HSM's URI (`pin-source`).
+fn pin_of(settings: &Settings, uri: &HsmUri) -> Result<PinSource, KeysError> {
+    let by_uri = || uri.pin_source().map(|file| PinSource::File(file.clone()));
+    settings.pin.clone().or_else(by_uri).ok_or(KeysError::NoPin)
 }
 
 /// Whether a keyring's files may be those of another one.

@@ -137,7 +137,7 @@ fn uri_over_program_over_environment_setting_by_setting() {
     let program = Settings::new().keyring("/api/ring").unwrap().hsm(SoftUri::new("/api/hsm"));
     let all = uri.over(program).over(environment);
     assert_eq!(all.keyring.as_deref(), Some(Path::new("/uri/ring")));
-    assert_eq!(all.hsm, Some(SoftUri::new("/api/hsm")));
+    assert_eq!(all.hsm, Some(SoftUri::new("/api/hsm").into()));
     assert!(matches!(&all.pin, Some(PinSource::File(path)) if path == Path::new("/env/pin")));
     // Empty is unset.
     let empty = Settings::from_variables(|_| Some("".into())).unwrap();
@@ -159,6 +159,27 @@ fn a_pin_or_a_command_in_a_uri_is_refused() {
     assert!(error.to_string().contains("soft:"), "{error}");
     let debug = format!("{:?}", Settings::new().pin_command("vault --token=hunter2"));
     assert!(!debug.contains("hunter2"), "{debug}");
+}
+
+/// Whoever names the file must not choose what code runs.
+#[test]
+fn a_uri_may_name_only_a_module_that_root_has_put_there() {
+    let from_uri = |hsm: &str| Settings::from_uri(|asked| (asked == "hsm").then(|| hsm.to_owned()));
+    let dir = tempfile::tempdir().unwrap();
+    let module = dir.path().join("evil.so");
+    fs::write(&module, "").unwrap();
+    let refused = from_uri(&format!("pkcs11:token=t?module-path={}", module.display())).unwrap_err();
+    assert!(
+        matches!(&refused, SettingsError::ModuleInUri { module: named } if *named == module),
+        "{refused}"
+    );
+    assert!(refused.to_string().contains("TDE_PKCS11_MODULE"), "{refused}");
+    assert!(from_uri("pkcs11:token=t?module-path=/nowhere/x.so").is_err());
+    from_uri("pkcs11:token=t?module-path=/bin/sh").unwrap();
+    from_uri("pkcs11:token=t").unwrap();
+    // The environment and the program may name any.
+    let uri = format!("pkcs11:token=t?module-path={}", module.display());
+    Settings::from_variables(|name| (name == "TDE_HSM").then(|| uri.clone().into())).unwrap();
 }
 
 #[test]

@@ -25,7 +25,12 @@ impl FromStr for Store {
     type Err = UriError;
 
     fn from_str(text: &str) -> std::result::Result<Self, UriError> {
-        if text.starts_with("soft:") { text.parse().map(Self) } else { Ok(Self(SoftUri::new(text))) }
+        // With TDE_HSM set for a token, its URI is no directory's name.
+        if text.starts_with("soft:") || text.starts_with("pkcs11:") {
+            text.parse().map(Self)
+        } else {
+            Ok(Self(SoftUri::new(text)))
+        }
     }
 }
 

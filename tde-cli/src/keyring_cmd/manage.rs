@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use hsm_engine::SoftUri;
-use keyring::{Keyring, LineNumber, MasterKey as _, Owner, Unlocked};
+use keyring::{HsmUri, Keyring, LineNumber, MasterKey as _, Owner, Unlocked};
 use serde::Serialize;
 
 use crate::credentials::{HsmArgs, KeyringArgs};
@@ -151,7 +150,7 @@ pub(crate) struct ImportArgs {
     file: PathBuf,
     /// The HSM that the export comes from, if it is another one
     #[arg(long, value_name = "URI")]
-    from_hsm: Option<SoftUri>,
+    from_hsm: Option<HsmUri>,
     /// File with the PIN of that HSM's user
     #[arg(long, value_name = "FILE", requires = "from_hsm")]
     from_pin_file: Option<PathBuf>,

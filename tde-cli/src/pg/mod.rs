@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use keyring::{Keyring, KeyringError, Owner, SoftHsm, TablespaceState, Unlocked};
+use keyring::{AnyHsm, HsmUri, Keyring, KeyringError, Owner, TablespaceState, Unlocked};
 
 use self::conf::Settings;
 use self::control::Control;
@@ -80,7 +80,7 @@ pub(crate) fn run(command: Command, output: &Output) -> CliResult {
 
 /// The keyring, if it could be unlocked.
 struct Keys {
-    hsm: SoftHsm,
+    hsm: AnyHsm,
     keyring: Unlocked,
 }
 
@@ -236,15 +236,17 @@ fn open_keyring(
 fn login(
     args: &CheckArgs,
     settings: &Settings,
-) -> Result<Option<SoftHsm>, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Option<AnyHsm>, Box<dyn std::error::Error + Send + Sync>> {
     let mut hsm = args.hsm.clone();
     if hsm.hsm.is_none()
         && hsm.pin_file.is_some()
         && let Some(entry) = settings.get("pg_tde.hsm").filter(|entry| !entry.value.is_empty())
     {
-        let mut uri: hsm_engine::SoftUri = entry.value.parse()?;
+        let mut uri: HsmUri = entry.value.parse()?;
         // The server's working directory is the data directory.
-        uri.dir = args.directory().join(uri.dir);
+        if let HsmUri::Soft(uri) = &mut uri {
+            uri.dir = args.directory().join(&uri.dir);
+        }
         hsm.hsm = Some(uri);
     }
     hsm.login_if_given()

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hsm_engine::SoftUri;
+use keyring::HsmUri;
 use serde::Serialize;
 
 use super::conf::{Entry, Settings};
@@ -92,9 +92,9 @@ fn hsm(settings: &Settings, data: &Path) -> Judged {
         let advice = "name the HSM, such as pg_tde.hsm = 'soft:/var/lib/tde/hsm'";
         return Judged::new(name, None, Status::Missing, Some(advice));
     };
-    match entry.value.parse::<SoftUri>() {
+    match entry.value.parse::<HsmUri>() {
         Err(error) => Judged::new(name, Some(entry), Status::Wrong, Some(&error.to_string())),
-        Ok(uri) if is_inside(&data.join(&uri.dir), data) => {
+        Ok(uri) if uri.store().is_some_and(|store| is_inside(&data.join(store), data)) => {
             let advice = "the HSM's store is inside the data directory, so every backup would hold the keys \
                           beside the data: move it elsewhere";
             Judged::new(name, Some(entry), Status::Wrong, Some(advice))
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn an_hsm_that_is_none_or_in_the_data_directory_is_wrong() {
-        for value in ["pkcs11:x", "soft:", "soft:hsm", "soft:./a/../hsm"] {
+        for value in ["pkcs11:x", "vault:x", "soft:", "soft:hsm", "soft:./a/../hsm"] {
             let all = judged(&format!("pg_tde.hsm = '{value}'\n"));
             assert_eq!(all[1], ("pg_tde.hsm", Status::Wrong), "{value}");
         }

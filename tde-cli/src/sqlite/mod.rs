@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use hsm_engine::SoftUri;
+use keyring::HsmUri;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_vfs::keys::{Configured, FileKeys, KeySource as _, PinCallback, Settings};
 use sqlite_vfs::offline::{self, ClearFacts, DatabaseFile, Identified};
@@ -115,7 +115,7 @@ impl Target {
 /// Where keys come from; logged in.
 struct Access {
     keyring: PathBuf,
-    hsm: SoftUri,
+    hsm: HsmUri,
     /// One for both ways to the keys, so that they share one login.
     ask: PinCallback,
 }
