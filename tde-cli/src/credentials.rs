@@ -1,12 +1,17 @@
 //! Options that many commands share: which HSM, which PIN, which keyring.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::marker::PhantomData;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, Args, Command};
 use hsm_engine::pin_command::PinCommand;
 use hsm_engine::{Pin, PinError};
 use keyring::pkcs11::AgentOptions;
@@ -17,7 +22,7 @@ use secret_mem::SecretBuf;
 #[derive(Args, Clone, Debug)]
 pub(crate) struct HsmArgs {
     /// The HSM, such as soft:/var/lib/tde/hsm, soft:DIR?user=NAME&key=LABEL, or pkcs11:token=NAME?module-path=FILE
-    #[arg(long, env = "TDE_HSM", value_name = "URI")]
+    #[arg(long, env = "TDE_HSM", value_name = "URI", hide_env_values = true, value_parser = UriParser::<HsmUri>::NEW)]
     pub(crate) hsm: Option<HsmUri>,
     /// File with the PIN of the HSM's user, readable by its owner only ("-" reads standard input)
     #[arg(long, env = "TDE_PIN_FILE", value_name = "FILE")]
@@ -67,6 +72,40 @@ impl HsmArgs {
         };
         let (setting, timeout) = ("the PIN command", Duration::from_secs(60));
         Ok(PinCommand { setting, command, timeout, cancelled: &|| false, prepare: &|_| () }.run()?)
+    }
+}
+
+/// Parses an HSM's URI. Clap's own parsers print a value that they reject, and somebody may have written a PIN into it.
+#[derive(Debug)]
+pub(crate) struct UriParser<T>(PhantomData<fn() -> T>);
+
+impl<T> UriParser<T> {
+    pub(crate) const NEW: Self = Self(PhantomData);
+}
+
+impl<T> Clone for UriParser<T> {
+    fn clone(&self) -> Self {
+        Self::NEW
+    }
+}
+
+impl<T> TypedValueParser for UriParser<T>
+where
+    T: FromStr<Err: std::error::Error> + Clone + Send + Sync + 'static,
+{
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        cmd: &Command,
+        _arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> std::result::Result<T, clap::Error> {
+        let refused = |why: &dyn std::fmt::Display| {
+            clap::Error::raw(ErrorKind::ValueValidation, format!("the HSM's URI: {why}\n")).with_cmd(cmd)
+        };
+        let text = value.to_str().ok_or_else(|| refused(&"it is not UTF-8"))?;
+        text.parse().map_err(|error| refused(&error))
     }
 }
 

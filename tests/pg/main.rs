@@ -14,6 +14,7 @@ mod job_control;
 mod job_trouble;
 mod jobs;
 mod keys;
+mod pkcs11;
 mod races;
 mod refusals;
 mod regress;

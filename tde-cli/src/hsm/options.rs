@@ -9,7 +9,7 @@ use std::str::FromStr;
 use clap::Args;
 use hsm_engine::{DEFAULT_OFFICER, Hsm, Pin, PinError, Session, SoftUri, UriError};
 
-use crate::credentials::{ask_pin, pin_from};
+use crate::credentials::{UriParser, ask_pin, pin_from};
 use crate::output::Output;
 
 pub(super) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -38,7 +38,7 @@ impl FromStr for Store {
 #[derive(Args, Clone, Debug)]
 pub(super) struct StoreArgs {
     /// Directory of the HSM's store, or its URI (soft:DIR)
-    #[arg(long, env = "TDE_HSM", value_name = "DIR")]
+    #[arg(long, env = "TDE_HSM", value_name = "DIR", hide_env_values = true, value_parser = UriParser::<Store>::NEW)]
     store: Option<Store>,
 }
 
