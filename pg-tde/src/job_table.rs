@@ -484,7 +484,7 @@ mod tests {
 
     use super::*;
     use crate::ffi::shared;
-    use crate::key_table::{OPEN_END, Span};
+    use crate::span::{OPEN_END, Span};
 
     fn line(number: u64) -> LineInfo {
         let span = Span { start: 100, strict: OPEN_END, closing: OPEN_END, end: OPEN_END };

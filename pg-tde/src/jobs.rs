@@ -35,6 +35,7 @@ use crate::keys;
 use crate::report;
 use crate::rewrite::{self, REPORT_EVERY};
 use crate::tablespace::{self, TablespaceError};
+use crate::tablespace_files;
 use crate::verify::{self, Checked, GoOn};
 
 /// Between two looks at the lines, while there is something to do and while there is not.
@@ -337,16 +338,16 @@ impl Work {
         if task.kind == Kind::Encrypt && !self.makers_have_ended() {
             return Ok(self.stop().unwrap_or(End::Again(Duration::ZERO)));
         }
-        let files = match tablespace::relation_files(line.tablespace) {
+        let files = match tablespace_files::relation_files(line.tablespace) {
             Ok(files) => files,
             // Dropped, or about to be.
-            Err(_) if !tablespace::has_directory(line.tablespace) => return Ok(self.again(None)),
+            Err(_) if !tablespace_files::has_directory(line.tablespace) => return Ok(self.again(None)),
             Err(error) => return Err(error),
         };
         job.begin_pass(files.iter().map(|file| verify::blocks(file)).sum(), mark);
         if !mark.is_complete() {
             job.set_repair(false);
-            let databases = tablespace::databases_in(self.connect_to())?;
+            let databases = tablespace_files::databases_in(self.connect_to())?;
             let behind = |database: &u32| line.tablespace == PG_GLOBAL || *database >= mark.database;
             if let Some(end) = self.rewrite(databases.into_iter().filter(behind))? {
                 return Ok(end);
@@ -358,7 +359,7 @@ impl Work {
                 // Only what is not as it should be: relations that were locked, or that the catalogs did not show yet.
                 job.set_repair(true);
                 let databases: BTreeSet<u32> = match line.tablespace {
-                    PG_GLOBAL => tablespace::databases_in(PG_DEFAULT)?,
+                    PG_GLOBAL => tablespace_files::databases_in(PG_DEFAULT)?,
                     _ => remaining.iter().map(|file: &Checked| file.database).collect(),
                 };
                 if let Some(end) = self.rewrite(databases.into_iter())? {

@@ -7,8 +7,8 @@
 //! ffi/         everything unsafe: table, hooks, the server's functions, SQL functions, start-up, version differences
 //! page_io      what happens to a page between buffer and disk
 //! process      what one server process knows: ciphers and a view of the key table
-//! key_table    the keys of the running server, in shared memory of our own
-//! keys         from the HSM and the keyring into the key table
+//! key_table    the keys of the running server, in shared memory of our own; span: from where to where in the WAL each counts
+//! keys         from the HSM and the keyring into the key table; line_facts: what a record says of each version
 //! manifest     what the data directory itself says of its keys
 //! tablespace   changing how a tablespace is stored
 //! trial        reading pages that may be one of several things
@@ -26,8 +26,10 @@ mod ffi;
 mod job_file;
 mod job_table;
 mod jobs;
+mod key_error;
 mod key_table;
 mod keys;
+mod line_facts;
 mod manifest;
 mod page_io;
 mod pin_command;
@@ -37,8 +39,11 @@ mod redirect;
 mod report;
 mod rewrite;
 mod settings;
+mod span;
 mod staged;
 mod tablespace;
+mod tablespace_error;
+mod tablespace_files;
 mod trial;
 mod verify;
 mod wal;

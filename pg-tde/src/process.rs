@@ -10,9 +10,10 @@ use secret_mem::SecretBytes;
 
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
-use crate::key_table::{KeyTable, LineInfo, NOW, OPEN_END};
+use crate::key_table::{KeyTable, LineInfo};
 use crate::keys::{self, KeyError};
 use crate::page_io::PageError;
+use crate::span::{NOW, OPEN_END};
 
 /// Expanded relation ciphers a process keeps: about 1 KiB of locked memory each.
 const CIPHERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
@@ -301,7 +302,7 @@ fn before_consistency(lines: &[LineInfo], tablespace: u32, written: Regime, from
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key_table::Span;
+    use crate::span::Span;
 
     fn line(index: usize, start: u64, end: u64) -> LineInfo {
         let (line, version, tablespace) = (index as u64 + 1, 1, 16400);

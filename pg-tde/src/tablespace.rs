@@ -20,22 +20,23 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use keyring::{
-    KeyringError, LineNumber, MasterKey, MasterKeyError, NewScope, Rewrapped, Scope, ScopeKind, StateChange,
-    TablespaceState, Unlocked, WalPosition,
+    KeyringError, LineNumber, MasterKey, NewScope, Rewrapped, Scope, ScopeKind, StateChange, TablespaceState,
+    Unlocked, WalPosition,
 };
 use page_cipher::CipherId;
 
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
-use crate::job_file::JobFileError;
-use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL, Span, State, TableError};
-use crate::keys::{self, KeyError, LineFacts};
+use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL, State, TableError};
+use crate::keys::{self, KeyError};
+use crate::line_facts::LineFacts;
 use crate::manifest::Manifest;
-use crate::settings::UnknownCipher;
+use crate::span::Span;
+pub(crate) use crate::tablespace_error::TablespaceError;
+use crate::tablespace_files::{directory, relation_files};
 use crate::{jobs, report, settings, wal, wal_keys};
 
 static TABLE: OnceLock<&'static KeyTable> = OnceLock::new();
@@ -49,106 +50,6 @@ pub(crate) fn key_table() -> Option<&'static KeyTable> {
 pub(crate) fn set_key_table(table: &'static KeyTable) {
     // Set once, by the only call in `_PG_init`; a second one would keep the first table.
     TABLE.get_or_init(|| table);
-}
-
-/// Why the state of a tablespace was not changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub(crate) enum TablespaceError {
-    /// Not loaded at server start.
-    #[error("pg_tde is not active in this server")]
-    NotActive,
-    /// No such tablespace.
-    #[error("tablespace \"{0}\" does not exist")]
-    Unknown(String),
-    /// Already encrypted.
-    #[error("tablespace \"{0}\" is encrypted already")]
-    Encrypted(String),
-    /// Not encrypted.
-    #[error("tablespace \"{0}\" is not encrypted")]
-    NotEncrypted(String),
-    /// Another job works on it.
-    #[error("tablespace \"{0}\" is being encrypted already")]
-    Encrypting(String),
-    /// Another job works on it.
-    #[error("tablespace \"{name}\" is {state}")]
-    Busy {
-        /// Its name.
-        name: String,
-        /// What the job does.
-        state: &'static str,
-    },
-    /// `pg_tde.enforce_encryption`
-    #[error("pg_tde.enforce_encryption is on, and tablespace {0} is not encrypted")]
-    Enforced(String),
-    /// The same.
-    #[error("pg_tde.enforce_encryption is on, and tablespace \"{0}\" would not be encrypted any more")]
-    EnforcedAlready(String),
-    /// No job has that number.
-    #[error("there is no job {0} under way")]
-    NoJob(u64),
-    /// A rotation has no way back.
-    #[error("job {0} rotates a data key and cannot be cancelled: pages are under both versions")]
-    NotCancellable(u64),
-    /// What a job keeps on disk.
-    #[error(transparent)]
-    JobFile(#[from] JobFileError),
-    /// The caller would wait for itself.
-    #[error("this transaction has made files in tablespace \"{0}\" itself and cannot wait for the job")]
-    OwnFiles(String),
-    /// A standby changes nothing by itself.
-    #[error("the server is in recovery")]
-    InRecovery,
-    /// `pg_tde.cipher` or the argument.
-    #[error(transparent)]
-    Cipher(#[from] UnknownCipher),
-    /// HSM or keyring.
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    /// The directory cannot be read.
-    #[error("cannot read \"{}\": {source}", path.display())]
-    Read {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-impl From<KeyringError> for TablespaceError {
-    fn from(error: KeyringError) -> Self {
-        Self::Key(error.into())
-    }
-}
-
-impl From<MasterKeyError> for TablespaceError {
-    fn from(error: MasterKeyError) -> Self {
-        Self::Key(error.into())
-    }
-}
-
-impl From<TableError> for TablespaceError {
-    fn from(error: TableError) -> Self {
-        Self::Key(error.into())
-    }
-}
-
-/// What to do about an error.
-pub(crate) fn hint(error: &TablespaceError) -> &'static str {
-    match error {
-        TablespaceError::NotActive => {
-            "Add pg_tde to shared_preload_libraries in postgresql.conf and restart the server."
-        }
-        TablespaceError::Encrypting(_) | TablespaceError::Busy { .. } => "See tde.jobs.",
-        TablespaceError::Enforced(_) => {
-            "Name an encrypted tablespace, or set default_tablespace to one; tde.encrypt_tablespace encrypts this one while it is used."
-        }
-        TablespaceError::NoJob(_) => "See tde.jobs.",
-        TablespaceError::NotCancellable(_) => "Pause it with tde.pause_job, or let it end and rotate again.",
-        TablespaceError::OwnFiles(_) => "Commit first, or do not ask to wait.",
-        TablespaceError::InRecovery => "Run this on the primary server; standbys follow.",
-        _ => "",
-    }
 }
 
 /// Encrypts a tablespace: everything that is stored in it from now on, and by a job what it holds already. Returns the job's
@@ -419,75 +320,6 @@ fn refuse_encrypted(table: &KeyTable, name: &str, oid: u32) -> Result<(), Tables
         Some(_) => Err(TablespaceError::Encrypted(name.to_owned())),
         None => Ok(()),
     }
-}
-
-/// Where a tablespace is, below the data directory.
-fn directory(oid: u32) -> PathBuf {
-    server::data_directory().join(match oid {
-        PG_DEFAULT => "base".to_owned(),
-        PG_GLOBAL => "global".to_owned(),
-        _ => format!("pg_tblspc/{oid}"),
-    })
-}
-
-/// Whether there is a tablespace in the file system.
-pub(crate) fn has_directory(oid: u32) -> bool {
-    std::fs::symlink_metadata(directory(oid)).is_ok()
-}
-
-/// The directories of the databases in a tablespace: `base/DATABASE`, `global`, `pg_tblspc/OID/PG_*/DATABASE`.
-fn database_directories(oid: u32) -> Result<Vec<PathBuf>, TablespaceError> {
-    let mut found = match oid {
-        PG_GLOBAL => return Ok(vec![directory(oid)]),
-        PG_DEFAULT => entries(&directory(oid))?,
-        _ => {
-            let mut found = Vec::new();
-            for version in entries(&directory(oid))? {
-                found.extend(entries(&version)?);
-            }
-            found
-        }
-    };
-    found.retain(|path| path.file_name().is_some_and(is_number));
-    Ok(found)
-}
-
-/// OIDs of the databases that have a directory in `pg_default` or are named in another tablespace's.
-///
-/// # Errors
-/// When a directory cannot be read.
-pub(crate) fn databases_in(oid: u32) -> Result<BTreeSet<u32>, TablespaceError> {
-    let directories = database_directories(oid)?;
-    Ok(directories.iter().filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect())
-}
-
-/// Every file in the directories of a tablespace's databases that may belong to a relation.
-///
-/// # Errors
-/// When a directory cannot be read.
-pub(crate) fn relation_files(oid: u32) -> Result<Vec<PathBuf>, TablespaceError> {
-    let mut files = Vec::new();
-    for directory in database_directories(oid)? {
-        files.extend(entries(&directory)?);
-    }
-    files.retain(|file| {
-        !file.file_name().is_some_and(|name| name == "PG_VERSION" || name == "pg_filenode.map")
-    });
-    files.sort();
-    Ok(files)
-}
-
-fn is_number(name: &std::ffi::OsStr) -> bool {
-    name.to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-fn entries(path: &Path) -> Result<Vec<PathBuf>, TablespaceError> {
-    let failed = |source| TablespaceError::Read { path: path.to_owned(), source };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(failed)? {
-        found.push(entry.map_err(failed)?.path());
-    }
-    Ok(found)
 }
 
 /// Puts a line's record into the WAL, flushes it and returns its end.

@@ -9,9 +9,11 @@ use std::time::Duration;
 use page_cipher::pg::{self, Fork, OpenError, PAGE_SIZE, Page, RelationCipher};
 
 use crate::ffi::server;
-use crate::key_table::{KeyTable, LineInfo, NOW, State};
+use crate::key_table::{KeyTable, LineInfo, State};
 use crate::keys::{self, KeyError};
+use crate::span::NOW;
 use crate::tablespace::{self, TablespaceError};
+use crate::tablespace_files;
 
 /// How often a page that does not open is read again: it may have been read while it was written.
 const ATTEMPTS: u32 = 5;
@@ -173,7 +175,7 @@ fn check(
         let dek = table.dek(line.index)?.ok_or(KeyError::Mismatch { line: line.line })?;
         keys.push((line, dek));
     }
-    let segments: BTreeMap<Segment, PathBuf> = tablespace::relation_files(tablespace)?
+    let segments: BTreeMap<Segment, PathBuf> = tablespace_files::relation_files(tablespace)?
         .into_iter()
         .filter_map(|path| Some((parse(&path)?, path)))
         .collect();

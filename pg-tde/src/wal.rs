@@ -18,8 +18,8 @@
 use keyring::{KeyVersion, LineNumber};
 use page_cipher::CipherId;
 
-use crate::key_table::Span;
-use crate::keys::LineFacts;
+use crate::line_facts::LineFacts;
+use crate::span::Span;
 
 /// `info` of the record.
 pub(crate) const KEYRING_LINE: u8 = 0x00;
@@ -102,7 +102,7 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key_table::OPEN_END;
+    use crate::span::OPEN_END;
 
     fn facts() -> [LineFacts; 2] {
         let (line, version, tablespace) = (LineNumber(3), KeyVersion(1), 16400);

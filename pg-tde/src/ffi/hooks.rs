@@ -21,7 +21,7 @@ use super::smgr_table::{SmgrTable, TableError, phantom_relation};
 use crate::ffi::compat::{self, md, md::slot};
 use crate::page_io::{self, Opened, PageAddress, Sealed};
 use crate::process::Process;
-use crate::{double_write, report, tablespace};
+use crate::{double_write, report, tablespace, tablespace_error};
 
 /// While set, hooks note that they were reached and do nothing else.
 static MARKER_MODE: AtomicU32 = AtomicU32::new(0);
@@ -170,7 +170,7 @@ unsafe extern "C-unwind" fn before_create(reln: SMgrRelation, fork: ForkNumber::
         return;
     }
     if let Err(error) = tablespace::before_create(table, relation) {
-        report::create_error(relation, &error, tablespace::hint(&error));
+        report::create_error(relation, &error, tablespace_error::hint(&error));
     }
 }
 

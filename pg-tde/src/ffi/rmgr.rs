@@ -7,10 +7,12 @@ use pgrx::pg_sys::{self, RmgrData, StringInfo, XLogReaderState};
 use pgrx::prelude::*;
 
 use super::server;
-use crate::key_table::{KeyTable, OPEN_END};
-use crate::keys::{self, KeyError, LineFacts};
+use crate::key_table::KeyTable;
+use crate::keys::KeyError;
+use crate::line_facts::{self, LineFacts};
 use crate::manifest::Manifest;
-use crate::{placeholder, redirect, report, settings, tablespace, wal, wal_keys};
+use crate::span::OPEN_END;
+use crate::{keys, placeholder, redirect, report, settings, tablespace, wal, wal_keys};
 
 /// Our resource manager's ID, in every WAL that pg_tde ever wrote: never to be changed.
 pub(crate) const ID: u8 = 158;
@@ -98,9 +100,9 @@ fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     let (facts, exported) = wal::decode(payload)?;
     let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
     // Before the import, which may replace what is here.
-    keys::check_history(table, &facts, server::replay_position())?;
+    line_facts::check_history(table, &facts, server::replay_position())?;
     let imported = import(table, exported)?;
-    if let Some((named, from)) = keys::first_use(&facts).filter(|(_, from)| *from != OPEN_END) {
+    if let Some((named, from)) = line_facts::first_use(&facts).filter(|(_, from)| *from != OPEN_END) {
         Manifest::name(imported.keyring, named, from)?;
     }
     // The newest first: at no time may a tablespace be without a key to write under.

@@ -9,10 +9,11 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
-use crate::key_table::{Counters, KeyTable, OPEN_END, State};
+use crate::key_table::{Counters, KeyTable, State};
+use crate::span::OPEN_END;
 use crate::tablespace::{self, TablespaceError};
 use crate::verify::{self, Checked};
-use crate::{jobs, keys, redirect, report, settings};
+use crate::{jobs, keys, redirect, report, settings, tablespace_error};
 
 fn fail(error: &TablespaceError) -> ! {
     report::send(
@@ -20,7 +21,7 @@ fn fail(error: &TablespaceError) -> ! {
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
         &report::chain(error),
         "",
-        tablespace::hint(error),
+        tablespace_error::hint(error),
     );
     unreachable!("an ERROR does not return")
 }
