@@ -21,7 +21,7 @@ FEATURES := $(if $(filter-out 15,$(PG_MAJOR)),--no-default-features --features p
 PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG_MAJOR) \
 	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2 \
 	sqlite3 libsqlite3-dev tcl tcl-dev zlib1g-dev patch xz-utils valgrind \
-	softhsm2 opensc
+	softhsm2 opensc strace
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-sqlite-suite bench soak lint typecheck libraries install install-files install-sqlite-files clean-scratch

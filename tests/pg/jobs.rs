@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tde_tests::{Cluster, files, soak};
 
-use crate::filled::{SUMS, assert_encrypted, assert_encrypted_in, fill, state, sums, wait_until, work};
+use crate::filled::{SUMS, assert_encrypted, fill, state, sums, wait_until, work};
 
 #[test]
 fn a_tablespace_with_data_is_encrypted_while_it_is_used() {
@@ -219,81 +219,6 @@ fn tables_and_databases_change_under_the_job() {
         assert_eq!(cluster.int(&format!("SELECT count(*) FROM {table}")), count, "{table}");
     }
     assert_encrypted(&cluster);
-}
-
-/// Catalogs, statistics and everything else: `pg_default` and `pg_global`, two jobs at once, under pgbench.
-#[test]
-fn a_whole_cluster_is_encrypted_under_load() {
-    let mut cluster = Cluster::builder().fsync().conf("max_worker_processes", "12").start();
-    cluster.run("ALTER DATABASE postgres SET default_tablespace = pg_default");
-    cluster.run("CREATE DATABASE more");
-    cluster.run("CREATE ROLE canary_role");
-    cluster.run("COMMENT ON DATABASE more IS 'canary-comment'");
-    let ts = cluster.ts_dir().join("ts");
-    cluster.plain_tablespace("ts");
-    fill(&mut cluster.connect("postgres"), 3000);
-    cluster.run("CREATE TABLE catalog_canary AS SELECT 'canary-default-' || i AS secret FROM generate_series(1, 5000) i; ANALYZE");
-    cluster.tool_output("pgbench", &["-i", "-q", "-s", "3", "postgres"]);
-    let before = sums(&mut cluster.connect("postgres"));
-    cluster.run("CHECKPOINT");
-    let (base, global) = (cluster.data().join("base"), cluster.data().join("global"));
-    assert!(!files::files_with(&base, b"canary-default-").is_empty());
-    assert!(!files::files_with(&global, b"canary").is_empty());
-    let mut load = cluster.tool("pgbench").args(["-n", "-c", "4", "-T", "25", "postgres"]).spawn().unwrap();
-    for tablespace in ["pg_default", "pg_global", "ts"] {
-        cluster.run(&format!("SELECT tde.encrypt_tablespace('{tablespace}')"));
-    }
-    let begin = Instant::now();
-    let remaining = "SELECT count(*) FROM tde.tablespaces WHERE state <> 'encrypted'";
-    while cluster.int(remaining) > 0 {
-        assert!(
-            begin.elapsed() < Duration::from_secs(90),
-            "{:?}\n{}",
-            cluster.rows("SELECT * FROM tde.jobs"),
-            cluster.log_since_start()
-        );
-        thread::sleep(Duration::from_millis(100));
-    }
-    assert!(load.wait().unwrap().success(), "pgbench failed");
-    let balanced =
-        "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)
-        AND (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(tbalance) FROM pgbench_tellers)";
-    for round in ["at once", "restart", "crash"] {
-        match round {
-            "restart" => cluster.restart(),
-            "crash" => cluster.crash_and_recover(),
-            _ => (),
-        }
-        assert_eq!(cluster.text(balanced), "t", "{round}");
-        assert_eq!(sums(&mut cluster.connect("postgres")), before, "{round}");
-        assert_eq!(
-            cluster.connect("more").int("SELECT count(*) FROM pg_class WHERE relname = 'pg_class'"),
-            1
-        );
-        assert_encrypted_in(&cluster, "ts", &ts);
-        assert_encrypted_in(&cluster, "pg_default", &base);
-        assert_encrypted_in(&cluster, "pg_global", &global);
-    }
-    cluster.run("CREATE DATABASE after TEMPLATE template0");
-    cluster
-        .connect("after")
-        .run("CREATE TABLE t AS SELECT 'canary-after' AS secret; CREATE TEMP TABLE mine AS TABLE t");
-    assert_encrypted_in(&cluster, "pg_default", &base);
-    cluster.tool_output("pg_amcheck", &["--all", "--install-missing"]);
-    cluster.stop();
-    let checked = cluster.tool_output("pg_checksums", &["--check", "-D", cluster.data().to_str().unwrap()]);
-    assert!(checked.contains("Bad checksums:  0"), "{checked}");
-    // Without the library nothing is read and nothing damaged.
-    cluster.configure("shared_preload_libraries", "");
-    let refused = cluster.try_start();
-    let opened = refused.is_ok().then(|| cluster.try_connect("postgres").map(drop));
-    assert!(!matches!(opened, Some(Ok(()))), "a server without pg_tde reads an encrypted cluster");
-    if refused.is_ok() {
-        cluster.crash();
-    }
-    cluster.configure("shared_preload_libraries", "pg_tde");
-    cluster.start();
-    assert_eq!(sums(&mut cluster.connect("postgres")), before, "after a start without the library");
 }
 
 /// A job that fails is begun again by itself, also when it fails outside of a transaction.

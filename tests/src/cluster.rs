@@ -197,6 +197,26 @@ impl Cluster {
         backup
     }
 
+    /// A copy of a cluster that is not running, its tablespaces included. It shares the other's HSM.
+    pub fn copy_of(other: &Self) -> Self {
+        assert!(other.server.is_none(), "it is running");
+        let mut copy = Self::folders(other.root);
+        copy.tde = other.tde;
+        for (from, to) in [(&other.data, &copy.data), (&other.ts_dir().join("."), &copy.ts_dir())] {
+            command_output(Command::new("cp").arg("-a").arg(from).arg(to));
+        }
+        for link in fs::read_dir(copy.data.join("pg_tblspc")).unwrap() {
+            let link = link.unwrap().path();
+            if let Ok(target) = fs::read_link(&link) {
+                fs::remove_file(&link).unwrap();
+                let own = copy.ts_dir().join(target.file_name().expect("a tablespace's folder"));
+                std::os::unix::fs::symlink(own, &link).unwrap();
+            }
+        }
+        copy.configure("unix_socket_directories", &copy.socket_dir());
+        copy
+    }
+
     fn base_backup(&self, primary: &Self, options: &[&str]) -> Command {
         let mut command = primary.tool("pg_basebackup");
         command.arg("-D").arg(&self.data).args(options);

@@ -3,6 +3,7 @@
 //! * [`PgRoot`]: a copy of the installed PostgreSQL with the `pg_tde` under test installed into it.
 //! * [`Cluster`]: a server of that copy in a scratch folder: start, stop, kill, configure, read its log and files.
 //! * [`Sql`]: a connection that speaks text, with errors that keep detail and hint.
+//! * [`Stepper`]: stops a process after a chosen change of a file.
 //! * [`SoftHsm`]: a software HSM made by the `tde` command.
 //! * [`Token`]: a PKCS#11 token of SoftHSM2, and modules that hang or crash.
 //! * [`sqlite`]: stock SQLite in processes of its own, on disks that can fail.
@@ -27,6 +28,7 @@ mod process;
 mod root;
 mod scratch;
 mod sql;
+mod stepper;
 mod token;
 
 pub use cluster::{Builder, Cluster, StartFailure};
@@ -35,6 +37,7 @@ pub use process::{Process, command_output};
 pub use root::PgRoot;
 pub use scratch::Scratch;
 pub use sql::{Sql, SqlError};
+pub use stepper::Stepper;
 pub use token::Token;
 
 /// Whether the scenarios run without encryption, to test the scenarios themselves.
