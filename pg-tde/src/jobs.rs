@@ -41,6 +41,8 @@ use crate::verify::{self, Checked, GoOn};
 /// Between two looks at the lines, while there is something to do and while there is not.
 const SHORT_NAP: Duration = Duration::from_secs(1);
 const LONG_NAP: Duration = Duration::from_secs(60);
+/// While nothing but new checkpoints is waited for.
+const CHECKPOINT_NAP: Duration = Duration::from_secs(2);
 /// Between two tries to get a lock.
 const LOCK_NAP: Duration = Duration::from_millis(200);
 /// A job whose process ended is begun again after this.
@@ -53,14 +55,31 @@ const LACK: Duration = Duration::from_secs(60);
 
 /// The launcher: starts processes for jobs, a few at a time. Does not return.
 pub(crate) fn launch() -> ! {
+    let mut marked = 0;
     loop {
         if let Some(table) = tablespace::key_table() {
             table.jobs.set_launcher(server::pid());
             let tasks: Vec<_> = table.lines().filter_map(|line| Task::of(table, line)).collect();
             launch_all(table, &tasks);
-            background::nap(if tasks.is_empty() { LONG_NAP } else { SHORT_NAP });
+            mark_checkpoint(table, &mut marked);
+            background::nap(match (tasks.is_empty(), table.lines().next()) {
+                (false, _) => SHORT_NAP,
+                (true, Some(_)) => CHECKPOINT_NAP,
+                (true, None) => LONG_NAP,
+            });
         } else {
             background::nap(LONG_NAP);
+        }
+    }
+}
+
+/// Puts a record of ours soon after each position where redo may begin; `marked` is the last such position.
+fn mark_checkpoint(table: &KeyTable, marked: &mut u64) {
+    let redo = server::redo_position();
+    if redo > *marked {
+        *marked = redo;
+        if let Err(error) = background::transaction(|| tablespace::log_for_others(table)) {
+            report::checkpoint_not_marked(&error);
         }
     }
 }
@@ -104,11 +123,16 @@ impl Task {
         tasks.find(|task| task.kind == kind && task.id() == id)
     }
 
-    /// The files of the tablespace that are not as they should be in the end.
-    fn unfinished(&self, table: &KeyTable, go_on: GoOn<'_>) -> Result<Vec<Checked>, TablespaceError> {
+    /// The files of the tablespace, or of one database's directory in it, that are not as they should be in the end.
+    fn unfinished(
+        &self,
+        table: &KeyTable,
+        directory: Option<u32>,
+        go_on: GoOn<'_>,
+    ) -> Result<Vec<Checked>, TablespaceError> {
         match self.kind {
-            Kind::Encrypt | Kind::Rotate => verify::not_encrypted(table, &self.line, go_on),
-            Kind::Decrypt => verify::not_plain(table, &self.line, go_on),
+            Kind::Encrypt | Kind::Rotate => verify::not_encrypted(table, &self.line, directory, go_on),
+            Kind::Decrypt => verify::not_plain(table, &self.line, directory, go_on),
         }
     }
 
@@ -285,10 +309,9 @@ pub(crate) fn rewrite(slot: usize, database: u32) {
     let Some(job) = table.jobs.get(slot) else { return };
     let Some(task) = Task::in_slot(table, job) else { return };
     let directory = if task.line.tablespace == PG_GLOBAL { 0 } else { database };
-    let only = match job.is_repair().then(|| task.unfinished(table, &mut |_| !job.must_stop())).transpose() {
-        Ok(found) => found.map(|found| {
-            found.iter().filter(|file| file.database == directory).map(|file| file.number).collect()
-        }),
+    let unfinished = || task.unfinished(table, Some(directory), &mut |_| !job.must_stop());
+    let only = match job.is_repair().then(unfinished).transpose() {
+        Ok(found) => found.map(|found| found.iter().map(|file| file.number).collect()),
         Err(error) => report::job_failed(&error),
     };
     let outcome = rewrite::database(job, database, task.line.tablespace, only.as_ref());
@@ -465,7 +488,7 @@ impl Work {
     fn verify(&self) -> Result<Vec<Checked>, TablespaceError> {
         let job = self.job;
         let mut reported = Instant::now();
-        self.task.unfinished(self.table, &mut |blocks| {
+        self.task.unfinished(self.table, None, &mut |blocks| {
             job.verified(blocks);
             background::reload_if_asked();
             if reported.elapsed() >= REPORT_EVERY {

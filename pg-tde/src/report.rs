@@ -234,6 +234,17 @@ pub(crate) fn generation_not_remembered(error: &dyn Error) {
     );
 }
 
+/// No record of ours follows the last checkpoint.
+pub(crate) fn checkpoint_not_marked(error: &dyn Error) {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_WARNING,
+        "pg_tde could not log a key line after a checkpoint",
+        &chain(error),
+        "Do not start this server without pg_tde after a crash: it would replay pages in clear into encrypted files.",
+    );
+}
+
 /// The keyring was changed, but the server cannot do what it says. Ends all processes; the restart reads the keyring.
 pub(crate) fn out_of_step(error: &dyn Error) {
     send(

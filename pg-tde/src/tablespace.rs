@@ -324,10 +324,25 @@ fn refuse_encrypted(table: &KeyTable, name: &str, oid: u32) -> Result<(), Tables
 
 /// Puts a line's record into the WAL, flushes it and returns its end.
 fn log(keyring: &Unlocked, line: LineNumber) -> Result<u64, KeyError> {
-    let scope = keyring.scope(line)?;
+    Ok(server::log_record(wal::KEYRING_LINE, &record(keyring, line)?))
+}
+
+fn record(keyring: &Unlocked, line: LineNumber) -> Result<Vec<u8>, KeyError> {
     let exported = keyring.export(line)?;
-    let record = wal::encode(&LineFacts::of(&scope), &exported).ok_or(KeyError::Mismatch { line: line.0 })?;
-    Ok(server::log_record(wal::KEYRING_LINE, &record))
+    wal::encode(&LineFacts::of(&keyring.scope(line)?), &exported).ok_or(KeyError::Mismatch { line: line.0 })
+}
+
+/// Logs one line of an encrypted tablespace again, if there is any. A server without the library that replays the WAL stops at that
+/// record: it would write the images that follow in clear into encrypted files.
+///
+/// # Errors
+/// When the keyring cannot be read.
+pub(crate) fn log_for_others(table: &KeyTable) -> Result<(), TablespaceError> {
+    let Some(line) = table.lines().find(|line| line.span.alive() && !line.awaited) else { return Ok(()) };
+    let _keyring = server::lock_keyring();
+    let keyring = keys::open_keyring(table)?;
+    server::log_unimportant(wal::KEYRING_LINE, &record(&keyring, LineNumber(line.line))?);
+    Ok(())
 }
 
 /// The newest version of a tablespace's key.

@@ -97,22 +97,23 @@ pub(crate) fn tablespace(name: &str) -> Result<Vec<Checked>, TablespaceError> {
     let strict = line.span.refuses_plain(NOW);
     let lines: Vec<_> = table.lines().filter(|other| other.tablespace == oid && other.span.alive()).collect();
     let wanted = if strict { Wanted::Encrypted } else { Wanted::Either };
-    check(table, &lines, Rules { wanted, first_only: false }, &mut |_| true)
+    check(table, &lines, Rules { wanted, first_only: false, directory: None }, &mut |_| true)
 }
 
 /// Told of every so many blocks that were checked; `false` ends the check, whose result means nothing then.
 pub(crate) type GoOn<'a> = &'a mut dyn FnMut(u64) -> bool;
 
-/// The files with a page that does not open under a line. Only the first such page of each is looked for.
+/// The files (of one database's directory, if asked) with a page that does not open under a line. Only the first such page of each is looked for.
 ///
 /// # Errors
 /// When a file cannot be read.
 pub(crate) fn not_encrypted(
     table: &KeyTable,
     line: &LineInfo,
+    directory: Option<u32>,
     go_on: GoOn<'_>,
 ) -> Result<Vec<Checked>, TablespaceError> {
-    damaged(table, line, Wanted::Encrypted, go_on)
+    damaged(table, line, Wanted::Encrypted, directory, go_on)
 }
 
 /// The files with a page that is not in clear, or whose checksum is wrong. Only after every page was written while the tablespace was being
@@ -123,18 +124,20 @@ pub(crate) fn not_encrypted(
 pub(crate) fn not_plain(
     table: &KeyTable,
     line: &LineInfo,
+    directory: Option<u32>,
     go_on: GoOn<'_>,
 ) -> Result<Vec<Checked>, TablespaceError> {
-    damaged(table, line, Wanted::Plain, go_on)
+    damaged(table, line, Wanted::Plain, directory, go_on)
 }
 
 fn damaged(
     table: &KeyTable,
     line: &LineInfo,
     wanted: Wanted,
+    directory: Option<u32>,
     go_on: GoOn<'_>,
 ) -> Result<Vec<Checked>, TablespaceError> {
-    let mut checked = check(table, &[*line], Rules { wanted, first_only: true }, go_on)?;
+    let mut checked = check(table, &[*line], Rules { wanted, first_only: true, directory }, go_on)?;
     checked.retain(|file| file.damaged > 0);
     Ok(checked)
 }
@@ -157,6 +160,8 @@ struct Rules {
     wanted: Wanted,
     /// The first ends the search in its fork.
     first_only: bool,
+    /// Only files of this database, 0 for shared catalogs; all if `None`.
+    directory: Option<u32>,
 }
 
 /// All of `lines` are of one tablespace, and any of them will do for a page.
@@ -178,6 +183,7 @@ fn check(
     let segments: BTreeMap<Segment, PathBuf> = tablespace_files::relation_files(tablespace)?
         .into_iter()
         .filter_map(|path| Some((parse(&path)?, path)))
+        .filter(|(segment, _)| rules.directory.is_none_or(|directory| segment.database == directory))
         .collect();
     let mut found: Vec<Checked> = Vec::new();
     for (segment, path) in segments {

@@ -52,6 +52,8 @@ fn a_stock_server_damages_nothing_and_the_library_reads_it_all_again() {
         let before = sums(&mut cluster.connect("postgres"));
         if checkpoint {
             cluster.run("CHECKPOINT");
+            // The launcher looks every two seconds.
+            std::thread::sleep(std::time::Duration::from_secs(3));
         }
         if crashed {
             cluster.run("UPDATE heap SET id = id + 1");

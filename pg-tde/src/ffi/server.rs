@@ -74,6 +74,23 @@ pub(crate) fn log_record(info: u8, payload: &[u8]) -> u64 {
     }
 }
 
+/// Inserts a record of our resource manager that may be lost, and that does not keep an idle server's checkpoints going.
+pub(crate) fn log_unimportant(info: u8, payload: &[u8]) {
+    // SAFETY: as in `log_record`.
+    unsafe {
+        pg_sys::XLogBeginInsert();
+        pg_sys::XLogSetRecordFlags(pg_sys::XLOG_MARK_UNIMPORTANT as u8);
+        pg_sys::XLogRegisterData(payload.as_ptr().cast_mut().cast(), payload.len() as _);
+        pg_sys::XLogInsert(super::rmgr::ID, info);
+    }
+}
+
+/// Where redo would begin after a crash now. Not in recovery.
+pub(crate) fn redo_position() -> u64 {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::GetRedoRecPtr() }
+}
+
 /// Where the next record will be inserted. Not in recovery.
 pub(crate) fn insert_position() -> u64 {
     // SAFETY: reads shared memory.
