@@ -24,7 +24,7 @@ PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG
 	softhsm2 opensc strace
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-sqlite-suite bench soak lint typecheck libraries install install-files install-sqlite-files clean-scratch
+.PHONY: help setup build demo test test-aarch64 test-sqlite-suite bench soak lint typecheck libraries install install-files install-sqlite-files clean-scratch
 
 help:
 	@echo "make setup     install what building and testing need (Debian packages; asks for root where needed)"
@@ -32,6 +32,7 @@ help:
 	@echo "make test      set up, build, run all tests on real servers; PG_MAJOR=17 for another version than 15"
 	@echo "make soak      the long versions of the tests"
 	@echo "make test-sqlite-suite   SQLite's own test suite in full on encrypted files (half an hour)"
+	@echo "make test-aarch64        the page ciphers on AArch64, in an emulator"
 	@echo "make bench     encrypted against plain, side by side; QUICK=1 for a first impression in five minutes"
 	@echo "make lint      rustfmt, clippy with warnings as errors"
 	@echo "make typecheck type-check the extension for PostgreSQL 16, 17 and 18"
@@ -67,6 +68,17 @@ soak: setup build
 # A part of soak; make test runs a short form.
 test-sqlite-suite: setup build
 	TDE_SOAK=1 $(CARGO) test --locked --workspace $(FEATURES) --test sqlite suite:: -- --nocapture
+
+# Needs the standard library of that target (rustup target add $(AARCH64), or Debian's libstd-rust-dev:arm64 with Debian's rustc).
+AARCH64 := aarch64-unknown-linux-gnu
+test-aarch64:
+	@for p in aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu qemu-aarch64-static:qemu-user-static; do \
+	  command -v $${p%%:*} >/dev/null || { echo "test-aarch64: no $${p%%:*}: install $${p##*:} (and libc6-dev-arm64-cross)" >&2; exit 1; }; \
+	done
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu" \
+	$(CARGO) test --locked --target $(AARCH64) -p page-cipher \
+	  --test kernels --test hctr2 --test gcm_siv --test xts --test pg_page --test pg_tamper --test no_alloc
 
 # Everything beside what it is compared with, and a report of it: in docs/benchmarks, of a quick run in target/bench/report.
 # Release builds; the test profile leaves out the linker's optimisation.

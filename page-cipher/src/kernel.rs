@@ -15,6 +15,8 @@
 #![allow(unsafe_code)]
 
 mod aes;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod arm;
 pub(crate) mod gcm_siv;
 pub(crate) mod hctr2;
 pub(crate) mod isa;
@@ -28,6 +30,25 @@ pub(crate) mod xts;
 use core::fmt;
 
 use crate::pg::{Page, sums};
+
+/// Methods of a vector type that are one expression of intrinsics.
+///
+/// They are safe although intrinsics need a processor that has them, because a value of the type proves that it
+/// does: values come from an `Isa`, and that from detection.
+macro_rules! intrinsics {
+    ($($(#[$attribute:meta])* fn $name:ident($self:ident $(, $argument:ident: $type:ty)*) -> $result:ty $body:block)*) => {
+        $(
+            $(#[$attribute])*
+            #[inline(always)]
+            fn $name($self $(, $argument: $type)*) -> $result {
+                // SAFETY: `$self` exists, so the processor has the instructions (see the type's documentation).
+                // Nothing here touches memory.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+pub(crate) use intrinsics;
 
 /// An implementation of the ciphers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,6 +79,8 @@ impl Kernel {
             Self::Avx2 => x86::Avx2::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
             Self::AesNi => x86::AesNi::detect().is_some(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => arm::Neon::detect().is_some(),
             Self::Portable => true,
             _ => false,
         }
@@ -79,6 +102,8 @@ impl Kernel {
             Self::Avx2 => x86::Avx2::detect().map(|isa| limit::run(isa, rounds, products)).is_some(),
             #[cfg(target_arch = "x86_64")]
             Self::AesNi => x86::AesNi::detect().map(|isa| limit::run(isa, rounds, products)).is_some(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => arm::Neon::detect().map(|isa| limit::run(isa, rounds, products)).is_some(),
             _ => false,
         }
     }
@@ -113,6 +138,8 @@ macro_rules! define_key {
             Avx2(LockedBox<$crate::kernel::$module::$cipher<$crate::kernel::x86::Avx2, 8>>),
             #[cfg(target_arch = "x86_64")]
             AesNi(LockedBox<$crate::kernel::$module::$cipher<$crate::kernel::x86::AesNi, 8>>),
+            #[cfg(target_arch = "aarch64")]
+            Neon(LockedBox<$crate::kernel::$module::$cipher<$crate::kernel::arm::Neon, 8>>),
             Portable(LockedBox<portable::$cipher>),
         }
 
@@ -146,6 +173,13 @@ macro_rules! define_key {
                             $crate::kernel::$module::$cipher::new(isa, key.expose())
                         })))
                     }
+                    #[cfg(target_arch = "aarch64")]
+                    Kernel::Neon => {
+                        let isa = $crate::kernel::arm::Neon::detect()?;
+                        Some(Self::Neon(LockedBox::new_with(|| {
+                            $crate::kernel::$module::$cipher::new(isa, key.expose())
+                        })))
+                    }
                     Kernel::Portable => Some(Self::portable(key)),
                     _ => None,
                 }
@@ -169,6 +203,8 @@ macro_rules! with_key {
             Key::Avx2($name) => $body,
             #[cfg(target_arch = "x86_64")]
             Key::AesNi($name) => $body,
+            #[cfg(target_arch = "aarch64")]
+            Key::Neon($name) => $body,
             Key::Portable($name) => $body,
         }
     };
@@ -183,6 +219,9 @@ pub(crate) fn xor_of_sums(kernel: Kernel, page: &Page) -> Option<u32> {
         // AVX2 is what counts here; the kernel for AES-NI may or may not have it.
         #[cfg(target_arch = "x86_64")]
         Kernel::Avx2 | Kernel::AesNi => x86::checksum::avx2(page),
+        // NEON belongs to the base instruction set, so the compiler uses it.
+        #[cfg(target_arch = "aarch64")]
+        Kernel::Neon => arm::Neon::detect().map(|_| sums::xor_of_sums(page)),
         Kernel::Portable => Some(sums::xor_of_sums(page)),
         _ => None,
     }

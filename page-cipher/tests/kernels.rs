@@ -116,6 +116,11 @@ fn this_machine_has_the_kernels_it_should() {
             && is_x86_feature_detected!("pclmulqdq")
             && is_x86_feature_detected!("avx")
     );
+    #[cfg(target_arch = "aarch64")]
+    assert_eq!(
+        found.contains(&Kernel::Neon),
+        std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull")
+    );
     for kernel in Kernel::ALL.into_iter().filter(|kernel| !found.contains(kernel)) {
         assert!(Aes256Hctr2::with_kernel(kernel, &common::data_key()).is_none());
         assert!(Aes256GcmSiv::with_kernel(kernel, &common::data_key()).is_none());

@@ -171,3 +171,14 @@ pub(super) fn store_number_partial(number: u128, bytes: &mut [u8]) {
         }
     }
 }
+
+/// N / 2 ones, then zeros: loaded at N / 2 - n, a mask of n bytes.
+pub(super) const fn ones_then_zeros<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut i = 0;
+    while i < N / 2 {
+        bytes[i] = 0xff;
+        i += 1;
+    }
+    bytes
+}

@@ -3,9 +3,9 @@
 
 use core::arch::x86_64::*;
 
-use super::intrinsics;
 use super::ni::{AesNi, V128};
-use crate::kernel::isa::{Isa, Operation, Vector};
+use crate::kernel::intrinsics;
+use crate::kernel::isa::{Isa, Operation, Vector, ones_then_zeros};
 
 /// Proof that the processor has VAES, VPCLMULQDQ and AVX2, and what [`AesNi`] proves.
 #[derive(Clone, Copy)]
@@ -157,15 +157,4 @@ impl V256 {
         // SAFETY: as in `splat`.
         Self(unsafe { _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low.0), high.0) })
     }
-}
-
-/// Loaded at 32 - n, a mask of n bytes.
-const fn ones_then_zeros() -> [u8; 64] {
-    let mut bytes = [0; 64];
-    let mut i = 0;
-    while i < 32 {
-        bytes[i] = 0xff;
-        i += 1;
-    }
-    bytes
 }

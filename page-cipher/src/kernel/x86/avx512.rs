@@ -2,8 +2,8 @@
 
 use core::arch::x86_64::*;
 
-use super::intrinsics;
 use super::ni::{AesNi, V128};
+use crate::kernel::intrinsics;
 use crate::kernel::isa::{Isa, Operation, Vector};
 
 /// Proof that the processor has AVX-512 with VAES and VPCLMULQDQ, and what [`AesNi`] proves.

@@ -2,8 +2,8 @@
 
 use core::arch::x86_64::*;
 
-use super::intrinsics;
-use crate::kernel::isa::{Block, Isa, Operation, Vector, store_number_partial};
+use crate::kernel::intrinsics;
+use crate::kernel::isa::{Block, Isa, Operation, Vector, ones_then_zeros, store_number_partial};
 
 /// Proof that the processor has AES, PCLMULQDQ and AVX.
 #[derive(Clone, Copy)]
@@ -161,15 +161,4 @@ impl Block for V128 {
         fn splat_rotated_word3(self) -> Self { Self(_mm_shuffle_epi8(self.0, _mm_set1_epi32(0x0c0f_0e0d))) }
         fn inverse_mix_columns(self) -> Self { Self(_mm_aesimc_si128(self.0)) }
     }
-}
-
-/// Loaded at 16 - n, a mask of n bytes.
-const fn ones_then_zeros() -> [u8; 32] {
-    let mut bytes = [0; 32];
-    let mut i = 0;
-    while i < 16 {
-        bytes[i] = 0xff;
-        i += 1;
-    }
-    bytes
 }
