@@ -217,6 +217,10 @@ impl MasterKey for AnyHsm {
         }
     }
 
+    fn version_created(&self, version: u32) -> Result<Option<u64>, MasterKeyError> {
+        self.master().version_created(version)
+    }
+
     fn wrap(&self, key: &SecretBytes<32>) -> Result<WrappedKey, MasterKeyError> {
         self.master().wrap(key)
     }

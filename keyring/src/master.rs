@@ -75,6 +75,12 @@ pub trait MasterKey {
     /// Makes a new version the primary one and returns its number. Older versions still unwrap.
     fn generate_version(&mut self) -> Result<u32, MasterKeyError>;
 
+    /// When a version was made, in seconds since 1970; `None` if there is no such version, or the HSM does not say.
+    fn version_created(&self, version: u32) -> Result<Option<u64>, MasterKeyError> {
+        let _ = version;
+        Ok(None)
+    }
+
     /// Wraps under the primary version.
     fn wrap(&self, key: &SecretBytes<32>) -> Result<WrappedKey, MasterKeyError>;
 

@@ -85,6 +85,12 @@ impl MasterKey for SoftHsm {
         self.session.rotate_master_key(&self.key).map_err(self.error(0))
     }
 
+    fn version_created(&self, version: u32) -> Result<Option<u64>, MasterKeyError> {
+        let info = self.session.master_key_info(&self.key).map_err(self.error(version))?;
+        let found = info.versions.iter().find(|known| known.version == version);
+        Ok(found.map(|known| known.created.micros() / 1_000_000))
+    }
+
     fn wrap(&self, key: &SecretBytes<32>) -> Result<WrappedKey, MasterKeyError> {
         let wrapped = self.session.wrap(&self.key, key).map_err(self.error(0))?;
         Ok(WrappedKey { version: wrapped.version, bytes: wrapped.bytes })

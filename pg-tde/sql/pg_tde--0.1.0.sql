@@ -128,6 +128,13 @@ RETURNS TABLE (line bigint, scope text, state text, cipher text, key_version int
 LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'key_versions_wrapper';
 
+CREATE FUNCTION tde.master_key_versions()
+RETURNS TABLE (version integer, created timestamptz, data_keys bigint, newest boolean)
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'master_key_versions_wrapper';
+COMMENT ON FUNCTION tde.master_key_versions() IS
+'versions of the master key that data keys are wrapped under, and the newest, as the HSM knows them; created is NULL if it does not say';
+
 CREATE FUNCTION tde.counters()
 RETURNS TABLE (pages_encrypted bigint, pages_decrypted bigint, pages_refused bigint,
                torn_maps bigint, double_writes bigint, torn_in_recovery bigint)

@@ -135,6 +135,8 @@ pub(crate) struct Job {
     cancelled: AtomicU64,
     /// The log has its beginning.
     announced: AtomicU32,
+    /// When the log was told last, in seconds since 1970; 0 before its beginning.
+    reported: AtomicU64,
     /// Only what is not as it should be.
     repair: AtomicU32,
     /// Not launched before, in seconds since 1970.
@@ -288,7 +290,18 @@ impl Job {
 
     /// `true` the first time.
     pub(crate) fn announce(&self) -> bool {
+        self.reported.store(now(), Relaxed);
         self.announced.swap(1, Relaxed) == 0
+    }
+
+    /// Whether the log was told nothing for so long; `true` once each time.
+    pub(crate) fn report_is_due(&self, every: Duration) -> bool {
+        let last = self.reported.load(Relaxed);
+        let due = last != 0 && now() >= last + every.as_secs();
+        if due {
+            self.reported.store(now(), Relaxed);
+        }
+        due
     }
 
     /// Rewrites only what is not as it should be.
@@ -470,6 +483,7 @@ impl JobTable {
         job.paused.store(0, Relaxed);
         job.cancelled.store(0, Relaxed);
         job.announced.store(0, Relaxed);
+        job.reported.store(0, Relaxed);
         job.not_before.store(0, Relaxed);
         job.started.store(now(), Relaxed);
         job.launched.store(0, Relaxed);

@@ -33,10 +33,10 @@ use crate::job_table::{Job, Kind, Outcome, Phase};
 use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL};
 use crate::keys;
 use crate::report;
-use crate::rewrite::{self, REPORT_EVERY};
 use crate::tablespace::{self, TablespaceError};
 use crate::tablespace_files;
 use crate::verify::{self, Checked, GoOn};
+use crate::{rewrite, settings};
 
 /// Between two looks at the lines, while there is something to do and while there is not.
 const SHORT_NAP: Duration = Duration::from_secs(1);
@@ -59,8 +59,10 @@ pub(crate) fn launch() -> ! {
     loop {
         if let Some(table) = tablespace::key_table() {
             table.jobs.set_launcher(server::pid());
+            background::reload_if_asked();
             let tasks: Vec<_> = table.lines().filter_map(|line| Task::of(table, line)).collect();
             launch_all(table, &tasks);
+            report_all(table);
             mark_checkpoint(table, &mut marked);
             background::nap(match (tasks.is_empty(), table.lines().next()) {
                 (false, _) => SHORT_NAP,
@@ -185,6 +187,19 @@ fn launch_all(table: &KeyTable, tasks: &[Task]) {
             // Another try follows.
             report::no_worker(task.line.line);
             return;
+        }
+    }
+}
+
+/// Tells the log how far jobs are: here, because a job may wait for a checkpoint or a lock for long, or have no process at all.
+fn report_all(table: &KeyTable) {
+    let every = settings::job_log_interval();
+    for progress in table.jobs.all() {
+        // Those that wait for a person or for transactions say so themselves.
+        let silent = matches!(progress.phase, Phase::Paused | Phase::Done | Phase::Waiting);
+        let job = (!silent).then(|| table.jobs.of_line(progress.line)).flatten();
+        if job.is_some_and(|job| job.report_is_due(every)) {
+            report::job_progress(&progress);
         }
     }
 }
@@ -420,7 +435,7 @@ impl Work {
     }
 
     /// Whoever has made files before the change may still make plain pages that the catalogs do not show. Nobody new takes that lock.
-    /// `false` after a minute.
+    /// `false` after `pg_tde.job_log_interval`.
     fn makers_have_ended(&self) -> bool {
         self.job.enter(Phase::Waiting);
         let LineInfo { line, tablespace, .. } = self.task.line;
@@ -429,7 +444,7 @@ impl Work {
             if self.stop().is_some() {
                 return false;
             }
-            if begin.elapsed() >= REPORT_EVERY {
+            if begin.elapsed() >= settings::job_log_interval() {
                 report::job_waits(line, tablespace);
                 return false;
             }
@@ -487,14 +502,9 @@ impl Work {
     /// The files that are not as they should be.
     fn verify(&self) -> Result<Vec<Checked>, TablespaceError> {
         let job = self.job;
-        let mut reported = Instant::now();
         self.task.unfinished(self.table, None, &mut |blocks| {
             job.verified(blocks);
             background::reload_if_asked();
-            if reported.elapsed() >= REPORT_EVERY {
-                reported = Instant::now();
-                job.progress().iter().for_each(report::job_progress);
-            }
             self.stop().is_none()
         })
     }

@@ -324,7 +324,11 @@ pub(crate) fn job_progress(job: &Progress) {
     let Progress { line, blocks_total, database, relation, rate, .. } = job;
     let (done, verb) = match job.phase {
         Phase::Verifying => (job.blocks_verified, "verified"),
-        _ => (job.blocks_done, "rewritten"),
+        Phase::Rewriting => (job.blocks_done, "rewritten"),
+        other => {
+            let message = format!("pg_tde job {line} with tablespace {} is {}", job.tablespace, other.name());
+            return log(&message, &format!("{} of {blocks_total} blocks are rewritten.", job.blocks_done));
+        }
     };
     let percent = (done * 100).checked_div(*blocks_total).unwrap_or(100).min(100);
     let left = blocks_total.saturating_sub(done).checked_div(*rate);

@@ -17,8 +17,6 @@ use crate::{job_file, report, settings};
 
 /// Blocks that are rewritten under one lock of their relation.
 const CHUNK: u32 = 128;
-/// Between two lines in the log.
-pub(crate) const REPORT_EVERY: Duration = Duration::from_secs(60);
 /// How often a locked relation is tried before it is left for later, and the pause between.
 const LOCKED_TRIES: u32 = 50;
 const LOCK_NAP: Duration = Duration::from_millis(100);
@@ -150,10 +148,9 @@ impl Work<'_> {
     }
 }
 
-/// Keeps to `pg_tde.job_cost_limit` blocks between two pauses of `pg_tde.job_cost_delay`, saves the mark, and tells the log.
+/// Keeps to `pg_tde.job_cost_limit` blocks between two pauses of `pg_tde.job_cost_delay`, and saves the mark.
 struct Pace {
     spent: u32,
-    reported: Instant,
     saved: Instant,
     /// Where the images end that this process has logged.
     end: u64,
@@ -161,7 +158,7 @@ struct Pace {
 
 impl Pace {
     fn new() -> Self {
-        Self { spent: 0, reported: Instant::now(), saved: Instant::now(), end: 0 }
+        Self { spent: 0, saved: Instant::now(), end: 0 }
     }
 
     fn spend(&mut self, job: &Job, blocks: u32, end: u64, marks: bool) {
@@ -174,12 +171,6 @@ impl Pace {
             background::nap(delay);
         }
         server::check_for_interrupts();
-        if self.reported.elapsed() >= REPORT_EVERY {
-            self.reported = Instant::now();
-            if let Some(progress) = job.progress() {
-                report::job_progress(&progress);
-            }
-        }
         if self.saved.elapsed() >= SAVE_EVERY {
             self.save(job, marks);
         }

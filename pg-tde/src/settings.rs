@@ -21,6 +21,7 @@ static ENCRYPT_TEMP_FILES: GucSetting<bool> = GucSetting::<bool>::new(false);
 static ENFORCE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static JOB_COST_DELAY: GucSetting<f64> = GucSetting::<f64>::new(2.0);
 static JOB_COST_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(256);
+static JOB_LOG_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(60);
 
 /// Makes the settings known to the server and refuses others of our prefix.
 pub(crate) fn define() {
@@ -118,6 +119,16 @@ pub(crate) fn define() {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    GucRegistry::define_int_guc(
+        c"pg_tde.job_log_interval",
+        c"How often the log is told how far a job is.",
+        c"",
+        &JOB_LOG_INTERVAL,
+        1,
+        86_400,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
     server::reserve_prefix(c"pg_tde");
 }
 
@@ -175,6 +186,11 @@ pub(crate) fn job_cost_delay() -> Duration {
 /// `pg_tde.job_cost_limit`
 pub(crate) fn job_cost_limit() -> u32 {
     JOB_COST_LIMIT.get().unsigned_abs()
+}
+
+/// `pg_tde.job_log_interval`
+pub(crate) fn job_log_interval() -> Duration {
+    Duration::from_secs(JOB_LOG_INTERVAL.get().unsigned_abs().into())
 }
 
 /// `pg_tde.cipher`

@@ -17,14 +17,14 @@
 //! in an encrypted tablespace and before any other line is logged (`log_pending`): whatever the keyring counts, a
 //! standby gets.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
 use keyring::{
-    KeyringError, LineNumber, MasterKey, NewScope, Rewrapped, Scope, ScopeKind, StateChange, TablespaceState,
-    Unlocked, WalPosition,
+    DekVersion, KeyringError, LineNumber, MasterKey, NewScope, Rewrapped, Scope, ScopeKind, StateChange,
+    TablespaceState, Unlocked, WalPosition,
 };
 use page_cipher::CipherId;
 
@@ -474,6 +474,38 @@ pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
         }
     }
     Ok(rewrapped)
+}
+
+/// A version of the master key.
+pub(crate) struct MasterVersion {
+    pub(crate) version: u32,
+    /// Seconds since 1970, if the HSM says.
+    pub(crate) created: Option<u64>,
+    /// Keys of this keyring that are wrapped under it, the keyring's own not counted.
+    pub(crate) data_keys: u64,
+    pub(crate) newest: bool,
+}
+
+/// Versions that this keyring needs, and the newest.
+///
+/// # Errors
+/// See [`TablespaceError`].
+pub(crate) fn master_key_versions() -> Result<Vec<MasterVersion>, TablespaceError> {
+    let table = key_table().ok_or(TablespaceError::NotActive)?;
+    let hsm = keys::open_hsm()?;
+    let keyring = keys::open_keyring(table)?;
+    let newest = hsm.primary_version()?;
+    let mut needed = BTreeMap::from([(newest, 0), (keyring.info()?.master_key_version, 0)]);
+    for scope in keyring.survey()?.scopes {
+        for version in scope.versions.iter().filter_map(DekVersion::master_version) {
+            *needed.entry(version).or_default() += 1;
+        }
+    }
+    let of = |(version, data_keys)| {
+        let created = hsm.version_created(version)?;
+        Ok(MasterVersion { version, created, data_keys, newest: version == newest })
+    };
+    needed.into_iter().map(of).collect()
 }
 
 /// Makes a new version of the WAL's data key.

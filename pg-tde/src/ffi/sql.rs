@@ -265,6 +265,27 @@ fn key_versions() -> TableIterator<
     TableIterator::new(rows)
 }
 
+/// `tde.master_key_versions()`
+#[pg_extern(sql = false)]
+fn master_key_versions() -> TableIterator<
+    'static,
+    (
+        name!(version, i32),
+        name!(created, Option<TimestampWithTimeZone>),
+        name!(data_keys, i64),
+        name!(newest, bool),
+    ),
+> {
+    let versions = match tablespace::master_key_versions() {
+        Ok(versions) => versions,
+        Err(error) => fail(&error),
+    };
+    TableIterator::new(versions.into_iter().map(|one| {
+        let created = one.created.map(|seconds| pgrx::datum::to_timestamp(seconds as f64));
+        (one.version.cast_signed(), created, one.data_keys.cast_signed(), one.newest)
+    }))
+}
+
 /// `tde.counters()`
 #[pg_extern(sql = false)]
 fn counters() -> TableIterator<
