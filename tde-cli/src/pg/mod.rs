@@ -2,6 +2,7 @@
 
 mod conf;
 mod control;
+mod coverage;
 mod layout;
 mod pages;
 mod report;
@@ -16,6 +17,7 @@ use keyring::{AnyHsm, HsmUri, Keyring, KeyringError, Owner, TablespaceState, Unl
 
 use self::conf::Settings;
 use self::control::Control;
+use self::coverage::Coverage;
 use self::layout::TablespaceDir;
 use self::pages::{MAX_NAMED, Mode, Scan, ScopeKeys};
 use self::report::{KeyringReport, Report, TablespaceReport};
@@ -109,15 +111,10 @@ fn check(args: &CheckArgs) -> Result<Report, Box<dyn std::error::Error + Send + 
         tablespaces.push(check_tablespace(&space, keys.as_ref(), mode, &mut problems)?);
     }
     let enforced = settings.get("pg_tde.enforce_encryption").is_some_and(|entry| is_on(&entry.value));
-    for space in tablespaces.iter().filter(|space| enforced && space.pages.plain > 0) {
-        let name = space.name.as_deref().unwrap_or_default();
-        problems.push(format!(
-            "tablespace {name} ({}) holds {} plain pages although pg_tde.enforce_encryption is on: what was made before is not covered, encrypt it with tde.encrypt_tablespace",
-            space.oid, space.pages.plain
-        ));
-    }
     let judged = settings::judge(&settings, control.as_ref(), data);
     let in_use = keyring.present || tablespaces.iter().any(|space| space.pages.encrypted > 0);
+    let coverage = Coverage::of(&tablespaces, enforced);
+    coverage.judge(in_use, &mut problems, &mut notes);
     let unset: Vec<_> = judged.iter().filter(|setting| !setting.status.is_good()).collect();
     if in_use {
         problems.extend(unset.iter().map(|setting| {
@@ -150,6 +147,7 @@ fn check(args: &CheckArgs) -> Result<Report, Box<dyn std::error::Error + Send + 
         running,
         keyring,
         tablespaces,
+        coverage,
         settings_file: settings.file.map(|file| file.display().to_string()),
         settings: judged,
         not_encrypted_in_this_release: &NOT_ENCRYPTED,
@@ -284,6 +282,7 @@ fn check_tablespace(
         bytes: scan.bytes,
         pages: scan.pages,
         bad_pages: scan.bad,
+        plain_files: scan.plain_files,
     })
 }
 

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::coverage::Coverage;
 use super::pages::{BadPage, PageCounts};
 use super::settings::Judged;
 use crate::keyring_cmd::Facts;
@@ -17,6 +18,7 @@ pub(crate) struct Report {
     pub(crate) running: bool,
     pub(crate) keyring: KeyringReport,
     pub(crate) tablespaces: Vec<TablespaceReport>,
+    pub(crate) coverage: Coverage,
     pub(crate) settings_file: Option<String>,
     pub(crate) settings: Vec<Judged>,
     pub(crate) not_encrypted_in_this_release: &'static [&'static str],
@@ -51,6 +53,8 @@ pub(crate) struct TablespaceReport {
     pub(crate) pages: PageCounts,
     /// The first of them; `pages.damaged` counts all.
     pub(crate) bad_pages: Vec<BadPage>,
+    /// The first files with plain pages.
+    pub(crate) plain_files: Vec<String>,
 }
 
 impl Report {
