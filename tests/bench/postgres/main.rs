@@ -9,6 +9,7 @@
 //! `target/bench/postgres.json`. `TDE_BENCH=word` measures only the workloads whose name contains the word.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on should stop")]
 
+mod jobs;
 mod workloads;
 
 use tde_tests::figures::{Figure, Quantity, Suite, Table, in_turns, quick};
@@ -66,6 +67,7 @@ fn main() {
     bench.run("VACUUM FULL", "rows/s", 0.93, Bench::vacuum_full);
     bench.run("2,000 small tables, made and read", "tables/s", 0.93, Bench::small_tables);
     let mut tables = bench.table.into_iter().collect::<Vec<_>>();
+    tables.extend(jobs::run(&cluster, &effort));
 
     // Far less than the tables: every page is read from the kernel's cache and decrypted.
     cluster.configure("shared_buffers", "32MB");
