@@ -1,14 +1,17 @@
-//! The `tde` command: the HSM, keyrings, SQLite databases, and what is encrypted on a disk.
+//! The `tde` command: the HSM, keyrings, SQLite databases, jobs of servers, maintenance runs, and what is encrypted on a disk.
 //!
-//! Exit codes: 0 all is well, 1 a problem was found, 2 it could not be done or was asked for wrongly.
+//! Exit codes: 0 all is well, 1 a problem was found, 2 it could not be done or was asked for wrongly; `tde job` and `tde rotate` have more.
 #![forbid(unsafe_code)]
 
 mod credentials;
 mod hsm;
+mod job;
 mod keyring_cmd;
 mod output;
 mod pg;
+mod rotate;
 mod scan;
+mod server;
 mod sqlite;
 
 use std::error::Error;
@@ -44,6 +47,11 @@ enum Command {
     /// PostgreSQL data directories
     #[command(subcommand)]
     Pg(pg::Command),
+    /// Jobs of a PostgreSQL server that encrypt, decrypt or rotate
+    #[command(subcommand)]
+    Job(job::Command),
+    /// Rotate what is older than a policy allows, over many PostgreSQL clusters and SQLite files
+    Rotate(rotate::RotateArgs),
     /// SQLite databases
     #[command(subcommand)]
     Sqlite(sqlite::Command),
@@ -63,6 +71,8 @@ pub(crate) enum Outcome {
     Good,
     /// Exit code 1; the command said what.
     Problem,
+    /// An exit code that the command documents.
+    Code(u8),
 }
 
 /// An error is only printed, with its causes, and made an exit code.
@@ -81,6 +91,7 @@ fn main() -> ExitCode {
     match result {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Problem) => ExitCode::from(1),
+        Ok(Outcome::Code(code)) => ExitCode::from(code),
         Err(error) if output::is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
             output.error(error.as_ref());
@@ -94,6 +105,8 @@ fn run(command: Command, output: &Output) -> CliResult {
         Command::Hsm(command) => hsm::run(command, output),
         Command::Keyring(command) => keyring_cmd::run(command, output),
         Command::Pg(command) => pg::run(command, output),
+        Command::Job(command) => job::run(command, output),
+        Command::Rotate(args) => rotate::run(&args, output),
         Command::Sqlite(command) => sqlite::run(command, output),
         Command::Scan(scan) => scan::run(&scan, output),
         Command::Completions { shell } => {

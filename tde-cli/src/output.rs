@@ -46,6 +46,21 @@ impl Output {
         let _ = writeln!(io::stderr(), "tde: warning: {}", with_causes(error));
     }
 
+    /// Something that is not an error, on standard error.
+    pub(crate) fn note(&self, text: &str) {
+        // Nothing is left to be done when standard error is closed.
+        let _ = writeln!(io::stderr(), "tde: {text}");
+    }
+
+    /// What was asked for is not there; with `--json` also as an object on standard output.
+    pub(crate) fn problem(&self, text: &str) -> io::Result<()> {
+        self.note(text);
+        if self.json {
+            self.raw(format!("{}\n", serde_json::json!({ "error": text })).as_bytes())?;
+        }
+        Ok(())
+    }
+
     /// The error and its causes; with `--json` also as an object on standard output.
     pub(crate) fn error(&self, error: &(dyn Error + 'static)) {
         let text = with_causes(error);

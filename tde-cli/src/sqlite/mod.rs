@@ -19,6 +19,8 @@ use rusqlite::{Connection, OpenFlags};
 use sqlite_vfs::keys::{Configured, FileKeys, KeySource as _, PinCallback, Settings};
 use sqlite_vfs::offline::{self, ClearFacts, DatabaseFile, Identified};
 
+pub(crate) use self::progress::{Progress, Stopped};
+pub(crate) use self::rotate::{Rotation, rotate};
 use crate::CliResult;
 use crate::credentials::{HsmArgs, KeyringArgs, MissingOption};
 use crate::output::Output;
@@ -99,41 +101,58 @@ impl Target {
 
     /// Logs in, which may ask for a PIN.
     fn login(&self) -> Result<Access> {
-        let access = Access {
-            keyring: self.keyring.directory()?.to_path_buf(),
-            hsm: self.hsm.hsm.clone().ok_or(MissingOption::Hsm)?,
-            ask: {
-                let args = self.hsm.clone();
-                Arc::new(move |uri| args.pin(uri))
-            },
-        };
-        access.source()?.ready(&self.file.display().to_string())?;
+        let args = self.hsm.clone();
+        let hsm = args.hsm.clone().ok_or(MissingOption::Hsm)?;
+        let access = Access::new(self.keyring.directory()?, hsm, Arc::new(move |uri| args.pin(uri)));
+        access.ready(&self.file.display().to_string())?;
         Ok(access)
     }
 }
 
 /// Where keys come from; logged in.
-struct Access {
+pub(crate) struct Access {
     keyring: PathBuf,
     hsm: HsmUri,
     /// One for both ways to the keys, so that they share one login.
     ask: PinCallback,
+    /// Its name in this program's SQLite.
+    vfs: String,
 }
 
 impl Access {
+    /// Nothing happens before [`ready`](Self::ready).
+    pub(crate) fn new(keyring: &Path, hsm: HsmUri, ask: PinCallback) -> Self {
+        Self { keyring: keyring.to_path_buf(), hsm, ask, vfs: "tde".to_owned() }
+    }
+
+    /// Under another name than `tde`, registered: a program may have several.
+    pub(crate) fn named(mut self, vfs: String) -> Result<Self> {
+        self.vfs = vfs;
+        self.register()?;
+        Ok(self)
+    }
+
+    /// Logs in and unlocks the keyring; `what` is to be done with it.
+    pub(crate) fn ready(&self, what: &str) -> Result<()> {
+        Ok(self.source()?.ready(what)?)
+    }
+
     fn source(&self) -> Result<Configured> {
         let settings = Settings::new().keyring(&self.keyring)?.hsm(self.hsm.clone());
         Ok(Configured::new(settings.pin_callback(Arc::clone(&self.ask)), Settings::new()))
     }
 
     /// The keys of an encrypted file.
-    fn keys(&self, path: &Path, file: &DatabaseFile) -> Result<Arc<FileKeys>> {
+    pub(crate) fn keys(&self, path: &Path, file: &DatabaseFile) -> Result<Arc<FileKeys>> {
         Ok(self.source()?.existing(file.id(), &path.display().to_string())?)
     }
 
-    /// Makes `vfs=tde` known to this program's SQLite, with these keys.
+    /// Makes the VFS known to this program's SQLite, with these keys.
     fn register(&self) -> Result<()> {
-        let vfs = tde_rusqlite::Vfs::builder().keyring(&self.keyring)?.hsm(&self.hsm.to_string())?;
+        let vfs = tde_rusqlite::Vfs::builder()
+            .name(&self.vfs)
+            .keyring(&self.keyring)?
+            .hsm(&self.hsm.to_string())?;
         vfs.pin_callback(Arc::clone(&self.ask)).register()?;
         Ok(())
     }
@@ -142,8 +161,15 @@ impl Access {
 fn encrypted(path: &Path) -> Result<DatabaseFile> {
     match offline::identify(path)? {
         Identified::Encrypted(file) => Ok(file),
-        Identified::Plaintext(_) => Err(NotThat::Plaintext(path.display().to_string()).into()),
-        other => Err(neither(path, &other).into()),
+        other => Err(not_encrypted(path, &other).into()),
+    }
+}
+
+/// What a file is that should be encrypted.
+pub(crate) fn not_encrypted(path: &Path, what: &Identified) -> NotThat {
+    match what {
+        Identified::Plaintext(_) => NotThat::Plaintext(path.display().to_string()),
+        other => neither(path, other),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::io::IsTerminal as _;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -11,15 +11,17 @@ use crate::output::Output;
 
 /// Shows how far a command is and tells it when to stop.
 #[derive(Clone)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     shown: bool,
     stop: Arc<AtomicBool>,
+    /// The newest bar, for whoever shows it elsewhere.
+    bar: Arc<Mutex<Option<ProgressBar>>>,
 }
 
 /// The person at the terminal does not want to wait any longer.
 #[derive(Debug, thiserror::Error)]
 #[error("stopped; {0}")]
-pub(super) struct Stopped(pub(super) &'static str);
+pub(crate) struct Stopped(pub(super) &'static str);
 
 impl Progress {
     /// From now on Ctrl-C and SIGTERM do not end the program but are told by [`stopped`](Self::stopped); a second one does end it.
@@ -29,7 +31,21 @@ impl Progress {
             signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
-        Ok(Self { shown: !output.is_json() && std::io::stderr().is_terminal(), stop })
+        let shown = !output.is_json() && std::io::stderr().is_terminal();
+        Ok(Self { shown, stop, bar: Arc::default() })
+    }
+
+    /// For work that somebody else shows, and stops by this.
+    pub(crate) fn of(stop: &Arc<AtomicBool>) -> Self {
+        Self { shown: false, stop: Arc::clone(stop), bar: Arc::default() }
+    }
+
+    /// How far the newest bar is, of how much, and what is being done.
+    pub(crate) fn now(&self) -> (u64, u64, &'static str) {
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        bar.as_ref().map_or((0, 0, "looking"), |bar| {
+            (bar.position(), bar.length().unwrap_or_default(), "rewriting pages")
+        })
     }
 
     pub(super) fn stopped(&self) -> bool {
@@ -47,9 +63,11 @@ impl Progress {
         let style = ProgressStyle::with_template("{msg:11} {wide_bar} {percent:>3} %  {per_sec}  {eta}");
         // The template is a constant.
         let bar = ProgressBar::with_draw_target(Some(total), target).with_message(what);
-        match style {
+        let bar = match style {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,
-        }
+        };
+        *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
+        bar
     }
 }

@@ -16,7 +16,7 @@ use sqlite_vfs::offline::DatabaseFile;
 use super::convert::is_busy;
 use super::progress::{Progress, Stopped};
 use super::sidecar::Sidecars;
-use super::{Result, Target, at, connect, encrypted};
+use super::{Access, At, Result, Target, at, connect, encrypted};
 use crate::output::Output;
 use crate::{CliResult, Outcome};
 
@@ -57,58 +57,27 @@ enum Blocked {
     Rate,
 }
 
+/// What a rotation did.
 #[derive(Serialize)]
-struct Rotated {
+pub(crate) struct Rotated {
     file: String,
-    key_version: u32,
+    pub(crate) key_version: u32,
     /// Whether this went on with a rotation that was under way.
     resumed: bool,
-    rewritten_pages: u64,
+    pub(crate) rewritten_pages: u64,
     pages: BTreeMap<u32, u64>,
     milliseconds: u128,
 }
 
 pub(super) fn run(args: &Args, output: &Output) -> CliResult {
-    let start = Instant::now();
     if args.max_rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
         return Err(Blocked::Rate.into());
     }
     let path = args.target.path()?;
-    // Open for longer than the connection: closing it would give up SQLite's locks.
-    let file = encrypted(&path)?;
     let access = args.target.login()?;
     access.register()?;
-    let keys = access.keys(&path, &file)?;
-    let progress = Progress::new(output)?;
-    let connection = connect(&path, "vfs=tde")?;
-    connection.busy_timeout(BUSY).map_err(at(&path))?;
-    // Fails now if page 1 does not open, and recovers what a crash left.
-    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(at(&path))?;
-
-    let active = keys.active_version();
-    let survey = file.versions(|_| progress.flow())?;
-    let resumed = !args.new_key && survey.keys().any(|version| *version != 0 && *version < active);
-    let version = if resumed { active } else { keys.rotate()? };
-    let mut work = Work {
-        path: &path,
-        file: &file,
-        connection: &connection,
-        progress: &progress,
-        version,
-        rate: args.max_rate.map(|rate| rate * 1024.0 * 1024.0),
-        rewritten: 0,
-    };
-    let pages = work.run()?;
-    let rewritten_pages = work.rewritten;
-    connection.close().map_err(|(_, error)| at(&path)(error))?;
-    let rotated = Rotated {
-        file: path.display().to_string(),
-        key_version: version,
-        resumed,
-        rewritten_pages,
-        pages,
-        milliseconds: start.elapsed().as_millis(),
-    };
+    let rotation = Rotation { new_key: args.new_key, max_rate: args.max_rate };
+    let rotated = rotate(&access, &path, &rotation, &Progress::new(output)?)?;
     output.show(&rotated, |done| {
         let how = if done.resumed { "the rotation to" } else { "rotated to" };
         let end = if done.resumed { " is finished" } else { "" };
@@ -118,6 +87,60 @@ pub(super) fn run(args: &Args, output: &Output) -> CliResult {
         )
     })?;
     Ok(Outcome::Good)
+}
+
+/// How a database is rotated.
+pub(crate) struct Rotation {
+    /// Make a new key even if pages are still under older ones.
+    pub(crate) new_key: bool,
+    /// MiB a second, more than 0.
+    pub(crate) max_rate: Option<f64>,
+}
+
+/// Gives a database a new key, unless pages are under older ones, and brings every page under the newest. The VFS of `access` is registered.
+///
+/// # Errors
+/// [`Stopped`] if `progress` says so, and whatever keeps it from its end: calling it again goes on.
+pub(crate) fn rotate(
+    access: &Access,
+    path: &Path,
+    rotation: &Rotation,
+    progress: &Progress,
+) -> Result<Rotated> {
+    let start = Instant::now();
+    let path = &path.canonicalize().map_err(|source| At { path: path.into(), source })?;
+    // Open for longer than the connection: closing it would give up SQLite's locks.
+    let file = encrypted(path)?;
+    let keys = access.keys(path, &file)?;
+    let connection = connect(path, &format!("vfs={}", access.vfs))?;
+    connection.busy_timeout(BUSY).map_err(at(path))?;
+    // Fails now if page 1 does not open, and recovers what a crash left.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(at(path))?;
+
+    let active = keys.active_version();
+    let survey = file.versions(|_| progress.flow())?;
+    let resumed = !rotation.new_key && survey.keys().any(|version| *version != 0 && *version < active);
+    let version = if resumed { active } else { keys.rotate()? };
+    let mut work = Work {
+        path,
+        file: &file,
+        connection: &connection,
+        progress,
+        version,
+        rate: rotation.max_rate.map(|rate| rate * 1024.0 * 1024.0),
+        rewritten: 0,
+    };
+    let pages = work.run()?;
+    let rewritten_pages = work.rewritten;
+    connection.close().map_err(|(_, error)| at(path)(error))?;
+    Ok(Rotated {
+        file: path.display().to_string(),
+        key_version: version,
+        resumed,
+        rewritten_pages,
+        pages,
+        milliseconds: start.elapsed().as_millis(),
+    })
 }
 
 struct Work<'a> {
