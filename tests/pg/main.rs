@@ -23,6 +23,7 @@ mod jobs;
 mod keys;
 mod ledger;
 mod maintenance;
+mod page_path;
 mod pkcs11;
 mod races;
 mod refusals;
