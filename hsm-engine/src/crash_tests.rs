@@ -65,6 +65,8 @@ fn change(dir: &Path, what: &str) -> Result<(), HsmError> {
             let rights = Rights { plaintext_data_keys: false };
             officer()?.create_user("second", Role::CryptoUser, rights, &pin(NEW_PIN))
         }
+        #[cfg(feature = "objects")]
+        "create object" | "change object" | "destroy object" => objects::change(user()?, what),
         other => panic!("unknown change {other}"),
     }
 }
@@ -112,6 +114,24 @@ fn looks_changed(dir: &Path, what: &str) -> bool {
     assert!(user.unwrap(&master, &data_key.wrapped).unwrap().ct_eq(&data_key.plaintext.unwrap()));
     let logged = |name| events.contains(&name);
     match what {
+        #[cfg(feature = "objects")]
+        "create object" => {
+            let changed = objects::labels(user) == ["", "new"];
+            assert!(!changed || logged("object-created"));
+            changed
+        }
+        #[cfg(feature = "objects")]
+        "change object" => {
+            let changed = objects::labels(user) == ["changed"];
+            assert!(!changed || logged("object-changed"));
+            changed
+        }
+        #[cfg(feature = "objects")]
+        "destroy object" => {
+            let changed = objects::labels(user).is_empty();
+            assert!(!changed || logged("object-destroyed"));
+            changed
+        }
         "login" | "initialize" => true,
         // The counter is cleared by the logins above; the log tells.
         "wrong pin" => events.iter().filter(|e| **e == "login-failed").count() > usize::from(!changed_pin),
@@ -155,6 +175,10 @@ fn kill_at_every_step(what: &str) {
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("hsm");
         initialize(&dir).unwrap();
+        #[cfg(feature = "objects")]
+        if what.ends_with("object") {
+            objects::make(login(&dir, "user", USER_PIN).unwrap(), "").unwrap();
+        }
         if !dies_at(&dir, what, n) {
             assert!(looks_changed(&dir, what), "{what} was not interrupted and did nothing");
             break;
@@ -261,4 +285,72 @@ fn a_killed_attempt_counts() {
     let error = login(&dir, "user", USER_PIN).unwrap_err();
     assert!(matches!(error, HsmError::LockedUntil { failed, .. } if failed == user.failed));
     assert!(error.to_string().contains("after 1 wrong PIN and 2 logins that did not finish"), "{error}");
+}
+
+#[cfg(feature = "objects")]
+#[test]
+fn killed_while_an_object_is_made() {
+    kill_at_every_step("create object");
+}
+
+#[cfg(feature = "objects")]
+#[test]
+fn killed_while_an_object_is_changed() {
+    kill_at_every_step("change object");
+}
+
+#[cfg(feature = "objects")]
+#[test]
+fn killed_while_an_object_is_destroyed() {
+    kill_at_every_step("destroy object");
+}
+
+#[cfg(feature = "objects")]
+mod objects {
+    use crate::objects::{AttributeType as A, Error, Generate, Template, Token, Value};
+    use crate::{HsmError, Session};
+
+    fn hsm(e: Error) -> HsmError {
+        match e {
+            Error::Hsm(e) => e,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn make(user: Session, label: &str) -> Result<(), HsmError> {
+        let token = Token::open(user).map_err(hsm)?;
+        let t = Template::new()
+            .with(A::Token, Value::Bool(true))
+            .with(A::Label, Value::Bytes(label.into()))
+            .with(A::ValueLen, Value::Number(32));
+        token.generate_key(&token.new_scope(), Generate::Aes, t).map(drop).map_err(hsm)
+    }
+
+    /// Changes or destroys the object that is there, or makes a second one.
+    pub(super) fn change(user: Session, what: &str) -> Result<(), HsmError> {
+        if what == "create object" {
+            return make(user, "new");
+        }
+        let token = Token::open(user).map_err(hsm)?;
+        let id = token.find(&token.new_scope(), &Template::new()).map_err(hsm)?[0];
+        match what {
+            "destroy object" => token.destroy(id),
+            _ => token.set(id, Template::new().with(A::Label, Value::Bytes(b"changed".into()))),
+        }
+        .map_err(hsm)
+    }
+
+    /// Labels of all objects, sorted, if everything verifies.
+    pub(super) fn labels(user: Session) -> Vec<String> {
+        let token = Token::open(user).unwrap();
+        token.verify_objects().unwrap();
+        let found = token.find(&token.new_scope(), &Template::new()).unwrap();
+        let label = |id| match token.get(id, A::Label).unwrap() {
+            Value::Bytes(bytes) => String::from_utf8(bytes).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let mut labels: Vec<String> = found.into_iter().map(label).collect();
+        labels.sort();
+        labels
+    }
 }

@@ -276,7 +276,11 @@ impl Hsm {
         Ok(audit::tail_without_key(store)?.anchor.sequence)
     }
 
-    fn user_status(&self, name: &str) -> Result<UserStatus> {
+    /// Public facts of a user; needs no PIN.
+    ///
+    /// # Errors
+    /// [`HsmError::UnknownUser`]; a public object is damaged or missing.
+    pub fn user_status(&self, name: &str) -> Result<UserStatus> {
         let record = crate::login::read_user(&self.core, name)?.value.public;
         let lockout = crate::login::read_lockout(&self.core, name)?.value;
         Ok(UserStatus {

@@ -90,6 +90,12 @@ pub(crate) fn restart_audit(core: &Core, name: &str, pin: &Pin) -> Result<()> {
     tx.commit()
 }
 
+/// Whether a PIN is the user's; a wrong one counts as in a login.
+#[cfg(feature = "objects")]
+pub(crate) fn check_pin(core: &Core, name: &str, pin: &Pin) -> Result<()> {
+    authenticate(core, name, pin).map(drop)
+}
+
 /// Steps 1 and 2, and of step 3 the counter.
 fn authenticate(core: &Core, name: &str, pin: &Pin) -> Result<(StoreKeys, Object<records::User>)> {
     // Before the lock, so that an unknown name leaves no lock file.

@@ -38,7 +38,7 @@ const PIN_INFO: &[u8] = b"tde/hsm/pin/v1";
 const SEAL_LABEL: &[u8] = b"tde/hsm/user/v1";
 
 /// Failures that cost nothing.
-const FREE_FAILURES: u32 = 2;
+pub const FREE_FAILURES: u32 = 2;
 const FIRST_DELAY: Duration = Duration::from_secs(5);
 const LONGEST_DELAY: Duration = Duration::from_secs(15 * 60);
 /// Failures in a row after which only an officer unlocks a crypto user.

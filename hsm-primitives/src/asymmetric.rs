@@ -453,7 +453,7 @@ fn check_signed(curve: Option<Curve>, bits: usize, padding: &RsaPadding<'_>, inp
         RsaPadding::Pkcs1 => input.len() + 11 <= n,
         RsaPadding::Pkcs1Hash(hash) => input.len() == hash.len(),
         RsaPadding::Pss { hash, salt_len, .. } => {
-            if hash.len() + salt_len + 2 > (bits - 1).div_ceil(8) {
+            if salt_len.saturating_add(hash.len() + 2) > (bits - 1).div_ceil(8) {
                 return Err(Error::BadParameters);
             }
             input.len() == hash.len()

@@ -98,6 +98,16 @@ impl WriteLock {
     }
 }
 
+/// Unlocks by itself and not only by closing: a child that another thread forked meanwhile has the file open, too.
+struct HeldLock(OwnedFd);
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        // Closing unlocks as well, unless there is such a child.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// Records as files of one directory.
 #[derive(Debug)]
 pub struct FileStore {
@@ -342,8 +352,9 @@ impl Store for FileStore {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        let held = HeldLock(file);
         self.sweep()?;
-        Ok(WriteLock::new(file))
+        Ok(WriteLock::new(held))
     }
 
     fn commit(&self, _lock: &WriteLock, line: LineNumber, record: &[u8], root: &[u8]) -> Result<()> {

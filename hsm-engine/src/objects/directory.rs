@@ -72,9 +72,14 @@ impl View {
         self.revision
     }
 
+    /// Which revision the directory's file says it has. To be asked before the view is locked, so that threads do not wait for each
+    /// other's system calls.
+    pub(crate) fn hint(core: &Core) -> Result<Option<u64>> {
+        Ok(object::revision_hint(core.store(), &directory_name())?)
+    }
+
     /// Reads the directory anew if its file says that it changed. The revision in clear is only a hint; what is used is opened.
-    pub(crate) fn refresh(&mut self, core: &Core, keys: &StoreKeys) -> Result<u64> {
-        let hint = object::revision_hint(core.store(), &directory_name())?;
+    pub(crate) fn refresh(&mut self, hint: Option<u64>, core: &Core, keys: &StoreKeys) -> Result<u64> {
         if hint == Some(self.revision) || hint.is_none() && self.directory.is_none() && self.revision == 0 {
             // No directory: there must be none.
             if hint.is_none() && core.root(keys)?.value.extension.is_some_and(|e| e.objects > 0) {

@@ -49,6 +49,9 @@ pub enum Error {
     /// The key can only be wrapped by a trusted key, or by none of this kind.
     #[error("the key cannot be wrapped in this way")]
     KeyNotWrappable,
+    /// The key asks for the PIN before each use.
+    #[error("the key asks for the PIN before each use")]
+    PinNeeded,
     /// The key never leaves.
     #[error("the key is not extractable")]
     KeyUnextractable,

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use super::mechanism::Use;
 use super::object::{Object, ObjectId};
 use super::{Error, Hash, Iv, Mechanism, Result, Token};
+use crate::pin::Pin;
 
 /// Most data that an operation holds back until its end (authenticated decryption, RSA), in bytes.
 pub const MAX_BUFFERED: usize = 16 << 20;
@@ -22,6 +23,8 @@ pub struct Cipher {
     iv: Option<[u8; 12]>,
     /// Input that is not processed yet.
     pending: Zeroizing<Vec<u8>>,
+    /// Whether the key still asks for the PIN. Private keys do all of their work at the end.
+    wants_pin: bool,
 }
 
 enum Mode {
@@ -130,7 +133,31 @@ impl Cipher {
             }
             _ => return Err(Error::MechanismInvalid),
         };
-        Ok(Self { token: token.clone(), key, purpose, mode, iv: made, pending: Zeroizing::default() })
+        let wants_pin = key.flag(super::AttributeType::AlwaysAuthenticate);
+        Ok(Self {
+            token: token.clone(),
+            key,
+            purpose,
+            mode,
+            iv: made,
+            pending: Zeroizing::default(),
+            wants_pin,
+        })
+    }
+
+    /// Whether the key asks for the PIN before it decrypts (`CKA_ALWAYS_AUTHENTICATE`).
+    pub fn wants_pin(&self) -> bool {
+        self.wants_pin
+    }
+
+    /// Gives it the PIN. A wrong one counts as in a login.
+    ///
+    /// # Errors
+    /// The PIN is wrong or locked.
+    pub fn give_pin(&mut self, pin: &Pin) -> Result<()> {
+        self.token.check_pin(pin)?;
+        self.wants_pin = false;
+        Ok(())
     }
 
     /// The nonce of authenticated encryption: the one the engine made, which decryption needs.
@@ -192,8 +219,11 @@ impl Cipher {
     /// Ends the operation; the output that was held back.
     ///
     /// # Errors
-    /// [`Error::DataLenRange`], [`Error::EncryptedDataLenRange`], [`Error::EncryptedDataInvalid`].
+    /// [`Error::DataLenRange`], [`Error::EncryptedDataLenRange`], [`Error::EncryptedDataInvalid`], [`Error::PinNeeded`].
     pub fn finish(mut self) -> Result<Vec<u8>> {
+        if self.wants_pin {
+            return Err(Error::PinNeeded);
+        }
         let result = self.end();
         self.token.0.usage.count(self.purpose, result.is_ok());
         result

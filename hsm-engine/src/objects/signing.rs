@@ -9,7 +9,8 @@ use zeroize::Zeroizing;
 use super::mechanism::Use;
 use super::object::{Object, ObjectId, Ready};
 use super::operation::MAX_BUFFERED;
-use super::{Class, Error, Hash, KeyType, Mechanism, Result, Token};
+use super::{AttributeType, Class, Error, Hash, KeyType, Mechanism, Result, Token};
+use crate::pin::Pin;
 
 /// A signature or MAC in the making.
 pub struct Signer(Signing);
@@ -22,6 +23,8 @@ struct Signing {
     key: Arc<Object>,
     purpose: Use,
     state: State,
+    /// Whether the key still asks for the PIN.
+    wants_pin: bool,
 }
 
 enum State {
@@ -84,11 +87,29 @@ impl Signer {
         self.0.signature_len()
     }
 
+    /// Whether the key asks for the PIN before it signs (`CKA_ALWAYS_AUTHENTICATE`).
+    pub fn wants_pin(&self) -> bool {
+        self.0.wants_pin
+    }
+
+    /// Gives it the PIN. A wrong one counts as in a login.
+    ///
+    /// # Errors
+    /// The PIN is wrong or locked.
+    pub fn give_pin(&mut self, pin: &Pin) -> Result<()> {
+        self.0.token.check_pin(pin)?;
+        self.0.wants_pin = false;
+        Ok(())
+    }
+
     /// The signature or MAC.
     ///
     /// # Errors
-    /// [`Error::DataLenRange`], [`Error::DataInvalid`].
+    /// [`Error::DataLenRange`], [`Error::DataInvalid`], [`Error::PinNeeded`].
     pub fn finish(self) -> Result<Vec<u8>> {
+        if self.0.wants_pin {
+            return Err(Error::PinNeeded);
+        }
         let (token, result) = (self.0.token.clone(), self.0.sign());
         token.0.usage.count(Use::Sign, result.is_ok());
         result
@@ -168,7 +189,7 @@ impl Signing {
             }
             Mechanism::RsaPss { hash, mgf, salt_len, prehashed } => {
                 wants(KeyType::Rsa)?;
-                if hash.len() + salt_len + 2 > (bits(ready) - 1).div_ceil(8) {
+                if salt_len.saturating_add(hash.len() + 2) > (bits(ready) - 1).div_ceil(8) {
                     return Err(Error::MechanismParamInvalid("the salt is too long for this key"));
                 }
                 let how = How::Rsa(RsaPadding::Pss { hash, mgf, salt_len });
@@ -179,7 +200,8 @@ impl Signing {
             Mechanism::EdDsa => wants(KeyType::Edwards).map(|()| whole(How::EdDsa))?,
             _ => return Err(Error::MechanismInvalid),
         };
-        Ok(Self { token: token.clone(), key, purpose, state })
+        let wants_pin = key.flag(AttributeType::AlwaysAuthenticate);
+        Ok(Self { token: token.clone(), key, purpose, state, wants_pin })
     }
 
     fn update(&mut self, data: &[u8]) -> Result<()> {

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::audit::{Entry, Event, KeyUsage};
 use crate::error::HsmError;
+use crate::pin::Pin;
 use crate::policy::{DataPlane, MAX_QUORUM, Service};
 use crate::session::Session;
 use crate::transaction::LOCK_WAIT;
@@ -350,7 +351,6 @@ impl Token {
             (_, A::WrapTemplate | A::UnwrapTemplate | A::DeriveTemplate) => {
                 Ok(Value::Template(Template::new()))
             }
-            (_, A::AllowedMechanisms) => Ok(Value::Mechanisms(Vec::new())),
             _ => Err(Error::AttributeTypeInvalid(attribute)),
         }
     }
@@ -432,9 +432,10 @@ impl Token {
             return Ok(own);
         }
         let officer = self.0.session.role() == Role::CryptoOfficer;
-        let mut stored = self.stored();
         let (core, keys) = (&self.0.session.core, &self.0.session.keys);
-        stored.view.refresh(core, keys)?;
+        let hint = View::hint(core)?;
+        let mut stored = self.stored();
+        stored.view.refresh(hint, core, keys)?;
         let mine = self.0.owner;
         let candidates = stored.view.find(core, keys, &|e| {
             (officer || e.owner == mine || e.visibility > 0)
@@ -487,6 +488,12 @@ impl Token {
         Ok(self.0.session.require(Role::CryptoUser, action)?)
     }
 
+    pub(crate) fn check_pin(&self, pin: &Pin) -> Result<()> {
+        let session = &self.0.session;
+        session.same_process()?;
+        Ok(crate::login::check_pin(&session.core, session.user(), pin)?)
+    }
+
     pub(crate) fn wrapper(&self) -> &dyn KeyWrapper {
         &self.0.session.keys.object_wrapper
     }
@@ -510,8 +517,9 @@ impl Token {
         let (core, keys) = (&self.0.session.core, &self.0.session.keys);
         // Twice: an object may be destroyed between reading its page and itself.
         for _ in 0..2 {
+            let hint = View::hint(core)?;
             let mut stored = self.stored();
-            let now = stored.view.refresh(core, keys)?;
+            let now = stored.view.refresh(hint, core, keys)?;
             if let Some((at, object)) = stored.ready.get(&id).filter(|(at, _)| *at == now) {
                 debug_assert_eq!(*at, now);
                 return Ok(Arc::clone(object));
@@ -564,7 +572,6 @@ impl Token {
             return Err(Error::KeyFunctionNotPermitted(name));
         }
         if let Some(Plain::Mechanisms(list)) = object.attributes.get(&A::AllowedMechanisms)
-            && !list.is_empty()
             && !list.contains(&mechanism)
         {
             return Err(Error::MechanismInvalid);

@@ -240,7 +240,9 @@ impl Token {
                 };
                 match (extract, expand) {
                     (_, true) => {
-                        kdf::hkdf_expand(*hash, prk.as_slice(), info, needed()?).map_err(out_of_range)
+                        // PKCS#11 3.0: as long as the hash unless the template says otherwise.
+                        let len = len.filter(|n| *n > 0).unwrap_or(hash.len());
+                        kdf::hkdf_expand(*hash, prk.as_slice(), info, len).map_err(out_of_range)
                     }
                     (true, false) => cut(&prk, len),
                     (false, false) => Err(Error::MechanismParamInvalid("HKDF extracts, expands or both")),

@@ -328,7 +328,7 @@ impl Store for FileStore {
         let start = Instant::now();
         loop {
             match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(StoreLock::new(file)),
+                Ok(()) => return Ok(StoreLock::new(FileLock(file.into()))),
                 Err(Errno::WOULDBLOCK | Errno::INTR) if start.elapsed() < wait => {
                     std::thread::sleep(LOCK_POLL)
                 }
@@ -339,6 +339,16 @@ impl Store for FileStore {
                 Err(e) => return Err(io_error("lock", path(), e)),
             }
         }
+    }
+}
+
+/// Unlocks by itself and not only by closing: a child that another thread forked meanwhile has the file open, too.
+struct FileLock(OwnedFd);
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing unlocks as well, unless there is such a child.
+        let _ = fs::flock(&self.0, FlockOperation::Unlock);
     }
 }
 

@@ -226,6 +226,29 @@ fn a_key_does_what_it_is_for_and_nothing_else() {
     let only_gcm = token.generate_key(&scope, Generate::Aes, t).unwrap();
     token.encrypt(&Mechanism::AesGcm { iv: Iv::Generate, aad: Vec::new() }, only_gcm).unwrap();
     assert!(matches!(token.encrypt(&Mechanism::AesEcb, only_gcm), Err(Error::MechanismInvalid)));
+    let none = Value::Mechanisms(Vec::new());
+    let t = flags(&[]).with(A::ValueLen, Value::Number(32)).with(A::AllowedMechanisms, none);
+    let useless = token.generate_key(&scope, Generate::Aes, t).unwrap();
+    assert!(matches!(token.encrypt(&Mechanism::AesEcb, useless), Err(Error::MechanismInvalid)));
+}
+
+/// `CKA_ALWAYS_AUTHENTICATE`: one PIN, one use.
+#[test]
+fn a_key_may_ask_for_the_pin_each_time() {
+    let f = Fixture::new();
+    let token = f.token("user");
+    let scope = token.new_scope();
+    let (_, private) = pair(&token, &scope, Generate::Ec, P256, &[], &[A::AlwaysAuthenticate]);
+    let signer = || token.sign(&Mechanism::EcdsaHash { hash: Hash::Sha256 }, private).unwrap();
+    assert!(matches!(signer().finish(), Err(Error::PinNeeded)));
+    let mut asked = signer();
+    assert!(asked.wants_pin());
+    let wrong = crate::support::pin("not-the-pin");
+    assert!(matches!(asked.give_pin(&wrong), Err(Error::Hsm(hsm_engine::HsmError::WrongPin { .. }))));
+    assert!(asked.wants_pin());
+    asked.give_pin(&crate::support::pin(crate::support::USER_PIN)).unwrap();
+    assert_eq!(asked.finish().unwrap().len(), 64);
+    assert!(matches!(signer().finish(), Err(Error::PinNeeded)));
 }
 
 #[test]
