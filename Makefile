@@ -21,10 +21,10 @@ FEATURES := $(if $(filter-out 15,$(PG_MAJOR)),--no-default-features --features p
 PACKAGES := postgresql-$(PG_MAJOR) postgresql-contrib postgresql-server-dev-$(PG_MAJOR) \
 	gcc clang libclang-dev pkg-config python3 python3-pip make bzip2 \
 	sqlite3 libsqlite3-dev tcl tcl-dev zlib1g-dev patch xz-utils valgrind \
-	softhsm2 opensc strace
+	softhsm2 opensc strace gnutls-bin openssl libengine-pkcs11-openssl nginx-light osslsigncode
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-aarch64 test-sqlite-suite bench soak lint typecheck libraries install install-files install-sqlite-files clean-scratch
+.PHONY: help setup build demo test test-aarch64 test-sqlite-suite bench soak lint typecheck libraries install install-files install-sqlite-files install-pkcs11-files clean-scratch
 
 help:
 	@echo "make setup     install what building and testing need (Debian packages; asks for root where needed)"
@@ -64,6 +64,7 @@ test: setup build
 soak: setup build
 	TDE_SOAK=1 $(CARGO) test --locked --workspace $(FEATURES) --test pg -- --include-ignored
 	TDE_SOAK=1 $(CARGO) test --locked --workspace $(FEATURES) --test sqlite
+	TDE_SOAK=1 $(CARGO) test --locked --workspace $(FEATURES) --test hsm
 
 # A part of soak; make test runs a short form.
 test-sqlite-suite: setup build
@@ -88,7 +89,7 @@ bench: setup
 	$(CARGO) run --locked --release -q -p page-cipher --example page_speed -- --json target/bench/kernels.json
 	$(CARGO) run --locked --release -q -p page-cipher --example constant_time
 	$(if $(QUICK),,$(CARGO) run --locked --release -q --manifest-path page-cipher/compare/Cargo.toml -- --json target/bench/libraries.json)
-	@set -e; for bench in keys sqlite postgres report; do \
+	@set -e; for bench in keys pkcs11 sqlite postgres report; do \
 	  QUICK=$(QUICK) $(CARGO) bench --locked --workspace $(FEATURES) --bench $$bench; \
 	done
 
@@ -100,7 +101,7 @@ lint: setup
 typecheck: setup
 	pg-tde/typecheck.sh 16 17 18
 
-install: build libraries install-files install-sqlite-files
+install: build libraries install-files install-sqlite-files install-pkcs11-files
 
 # What other programs load, once more by itself: cargo gives packages that are built together the union of their features, and what the
 # tde command needs of the HSM (AWS-LC among it) has no place in a server's or an application's process.
@@ -133,6 +134,15 @@ install-sqlite-files:
 	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' sqlite-vfs/tde_sqlite.pc.in >"$$pc"; \
 	put 644 "$$pc" "$(DESTDIR)$(PREFIX)/lib/pkgconfig/tde_sqlite.pc"; \
 	echo "installed libtde_sqlite, tde_sqlite.h and tde_sqlite.pc below $(DESTDIR)$(PREFIX)"
+
+# The HSM for programs that speak PKCS#11, and an example of how p11-kit finds it.
+install-pkcs11-files:
+	@set -e; test -f "$(BUILD)/libtde_pkcs11.so" || { echo "nothing built in $(BUILD): run 'make build'" >&2; exit 1; }; \
+	put() { mkdir -p "$$(dirname "$$3")"; install -m $$1 "$$2" "$$3.new"; mv -f "$$3.new" "$$3"; }; \
+	put 755 "$(BUILD)/libtde_pkcs11.so" "$(DESTDIR)$(PREFIX)/lib/libtde_pkcs11.so"; \
+	conf="$$(mktemp)"; trap 'rm -f "$$conf"' EXIT; sed -e 's|@PREFIX@|$(PREFIX)|g' pkcs11-module/tde.module.in >"$$conf"; \
+	put 644 "$$conf" "$(DESTDIR)$(PREFIX)/share/doc/tde/tde.module"; \
+	echo "installed libtde_pkcs11.so below $(DESTDIR)$(PREFIX)"
 
 # Removes what failed tests left for inspection.
 clean-scratch:

@@ -1,6 +1,11 @@
 //! Promises about HSMs, each kept with real tokens and real clients.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod api;
+mod bench;
+mod java;
 mod master_key;
 mod programs;
-mod softhsm2;
+mod python;
+mod tools;
+mod web;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tde_tests::sqlite::Sqlite;
-use tde_tests::{Process, command_output, files};
+use tde_tests::{Maker, Process, command_output, files};
 
-use crate::softhsm2::Bench;
+use crate::bench::Bench;
 
 /// Debian's Python with the stock SQLite and the extension, configured by the environment.
 fn python(bench: &Bench, script: &str) -> Command {
@@ -40,32 +40,37 @@ fn tde(bench: &Bench) -> Command {
 
 #[test]
 fn a_sqlite_database_is_written_read_rotated_and_rewrapped_under_a_token() {
-    let bench = Bench::with_key("");
-    let write = format!(
-        "{OPEN}
+    for maker in Maker::ALL {
+        let bench = Bench::with_key_of(maker, "");
+        let write = format!(
+            "{OPEN}
 db.execute('CREATE TABLE t (s)')
 db.executemany('INSERT INTO t VALUES (?)', [('canary-%d' % i,) for i in range(2000)])
 db.commit()
-print(open('/proc/self/maps').read().count('softhsm'))"
-    );
-    assert_eq!(command_output(&mut python(&bench, &write)).trim(), "0", "the library is in the agent only");
-    let bytes = fs::read(bench.path("app.db")).unwrap();
-    assert!(!files::contains(&bytes, b"canary-17"));
-    let read = format!(
-        "{OPEN}\nprint(db.execute(\"SELECT count(*) FROM t WHERE s LIKE 'canary-%'\").fetchone()[0])"
-    );
-    assert_eq!(command_output(&mut python(&bench, &read)).trim(), "2000");
+print(open('/proc/self/maps').read().count('softhsm') + open('/proc/self/maps').read().count('tde_pkcs11'))"
+        );
+        assert_eq!(
+            command_output(&mut python(&bench, &write)).trim(),
+            "0",
+            "the library is in the agent only"
+        );
+        let bytes = fs::read(bench.path("app.db")).unwrap();
+        assert!(!files::contains(&bytes, b"canary-17"));
+        let read = format!(
+            "{OPEN}\nprint(db.execute(\"SELECT count(*) FROM t WHERE s LIKE 'canary-%'\").fetchone()[0])"
+        );
+        assert_eq!(command_output(&mut python(&bench, &read)).trim(), "2000");
 
-    command_output(tde(&bench).args(["sqlite", "rotate", "app.db"]));
-    let rewrapped = command_output(tde(&bench).args(["keyring", "rewrap", "--new-version"]));
-    assert!(rewrapped.contains('2'), "{rewrapped}");
-    command_output(tde(&bench).args(["sqlite", "verify", "app.db"]));
-    command_output(tde(&bench).args(["keyring", "verify"]));
-    assert_eq!(command_output(&mut python(&bench, &read)).trim(), "2000");
+        command_output(tde(&bench).args(["sqlite", "rotate", "app.db"]));
+        let rewrapped = command_output(tde(&bench).args(["keyring", "rewrap", "--new-version"]));
+        assert!(rewrapped.contains('2'), "{rewrapped}");
+        command_output(tde(&bench).args(["sqlite", "verify", "app.db"]));
+        command_output(tde(&bench).args(["keyring", "verify"]));
+        assert_eq!(command_output(&mut python(&bench, &read)).trim(), "2000");
 
-    // A child that was forked logs in by itself; its parent's session goes on.
-    let fork = format!(
-        "{OPEN}
+        // A child that was forked logs in by itself; its parent's session goes on.
+        let fork = format!(
+            "{OPEN}
 count = \"SELECT count(*) FROM t\"
 db.execute(count).fetchone()
 pid = os.fork()
@@ -76,25 +81,28 @@ assert os.waitpid(pid, 0)[1] == 0
 second = sqlite3.connect('file:second.db?vfs=tde', uri=True)
 second.execute('CREATE TABLE x (y)')
 print(db.execute(count).fetchone()[0])"
-    );
-    assert_eq!(command_output(&mut python(&bench, &fork)).trim(), "2000");
+        );
+        assert_eq!(command_output(&mut python(&bench, &fork)).trim(), "2000");
+    }
 }
 
 #[test]
 fn an_sqlite_program_without_its_token_says_so() {
-    let bench = Bench::with_key("");
-    command_output(&mut python(&bench, &format!("{OPEN}\ndb.execute('CREATE TABLE t (s)')")));
-    let read = format!("{OPEN}\nprint(db.execute('SELECT count(*) FROM t').fetchone()[0])");
-    bench.token.unplug();
-    let away = python(&bench, &read).env("TDE_SQLITE_LOG", "stderr").output().unwrap();
-    let said = String::from_utf8_lossy(&away.stderr);
-    assert!(!away.status.success() && said.contains("HSM away"), "{said}");
-    bench.token.plug_in();
-    assert_eq!(command_output(&mut python(&bench, &read)).trim(), "0");
-    fs::write(&bench.token.pin_file, "wrong-9876543").unwrap();
-    let refused = python(&bench, &read).env("TDE_SQLITE_LOG", "stderr").output().unwrap();
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains("wrong PIN") && !said.contains("9876543"), "{said}");
+    for maker in Maker::ALL {
+        let bench = Bench::with_key_of(maker, "");
+        command_output(&mut python(&bench, &format!("{OPEN}\ndb.execute('CREATE TABLE t (s)')")));
+        let read = format!("{OPEN}\nprint(db.execute('SELECT count(*) FROM t').fetchone()[0])");
+        bench.token.unplug();
+        let away = python(&bench, &read).env("TDE_SQLITE_LOG", "stderr").output().unwrap();
+        let said = String::from_utf8_lossy(&away.stderr);
+        assert!(!away.status.success() && said.contains("HSM away"), "{said}");
+        bench.token.plug_in();
+        assert_eq!(command_output(&mut python(&bench, &read)).trim(), "0");
+        fs::write(&bench.token.pin_file, "wrong-9876543").unwrap();
+        let refused = python(&bench, &read).env("TDE_SQLITE_LOG", "stderr").output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("wrong PIN") && !said.contains("9876543"), "{said}");
+    }
 }
 
 #[test]

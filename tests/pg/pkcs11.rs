@@ -1,19 +1,19 @@
-//! The master key on a PKCS#11 token of another vendor (SoftHSM2), whose library no process of the server loads.
+//! The master key on a PKCS#11 token, of another vendor (SoftHSM2) or of our own module, whose library no process of the server loads.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tde_tests::{Cluster, Process, Token, files};
+use tde_tests::{Cluster, Maker, Process, Token, files};
 
 /// A server whose postmaster finds a token with a master key.
-fn cluster(more: &str) -> (Cluster, Token) {
+fn cluster(maker: Maker) -> (Cluster, Token) {
     let mut cluster = Cluster::builder().create();
-    let token = Token::for_servers(cluster.root(), &cluster.dir().join("token"));
-    cluster.configure("pg_tde.hsm", &token.uri(more));
+    let token = Token::for_servers(cluster.root(), maker, &cluster.dir().join("token"));
+    cluster.configure("pg_tde.hsm", &token.uri(""));
     cluster.configure("pg_tde.pin_command", &format!("cat {}", token.pin_file.display()));
     cluster.configure("pg_tde.pkcs11_agent", agent_program().to_str().unwrap());
-    cluster.environment("SOFTHSM2_CONF", token.conf.to_str().unwrap());
+    cluster.environment(token.environment.0, &token.environment.1);
     cluster.start();
     cluster.run("CREATE EXTENSION pg_tde");
     (cluster, token)
@@ -29,37 +29,39 @@ fn agents_of(parent: Process) -> Vec<Process> {
 
 #[test]
 fn tablespaces_are_encrypted_restarted_and_rotated_under_a_token() {
-    let (mut cluster, token) = cluster("");
-    cluster.encrypted_tablespace("secure");
-    cluster.run(
-        "CREATE TABLE t TABLESPACE secure AS SELECT i, 'canary-' || i AS s FROM generate_series(1, 2000) i",
-    );
-    cluster.run("CHECKPOINT");
-    let sum = "SELECT md5(string_agg(s, ',' ORDER BY i)) FROM t";
-    let before = cluster.text(sum);
-    assert!(!files::contains(&fs::read(cluster.file_of("t")).unwrap(), b"canary-17"));
-    cluster.restart();
-    assert_eq!(cluster.text(sum), before);
-    assert_eq!(cluster.int("SELECT tde.rotate_master_key()"), 2);
-    cluster.crash_and_recover();
-    assert_eq!(cluster.text(sum), before);
-    cluster.encrypted_tablespace("later");
-    cluster.run("CREATE TABLE u TABLESPACE later AS SELECT 1 AS one");
-    cluster.restart();
-    assert_eq!(cluster.int("SELECT one FROM u"), 1);
-    // Agents come and go with their sessions, and the library was nowhere else.
-    let postmaster = cluster.postmaster();
-    for process in postmaster.children().into_iter().chain([postmaster]) {
-        assert!(!process.title().contains("tde-pkcs11-agent"), "{}", process.title());
-        let maps = fs::read_to_string(format!("/proc/{}/maps", process.pid)).unwrap_or_default();
-        assert!(!maps.contains("softhsm"), "{}", process.title());
+    for maker in Maker::ALL {
+        let (mut cluster, token) = cluster(maker);
+        cluster.encrypted_tablespace("secure");
+        cluster.run(
+            "CREATE TABLE t TABLESPACE secure AS SELECT i, 'canary-' || i AS s FROM generate_series(1, 2000) i",
+        );
+        cluster.run("CHECKPOINT");
+        let sum = "SELECT md5(string_agg(s, ',' ORDER BY i)) FROM t";
+        let before = cluster.text(sum);
+        assert!(!files::contains(&fs::read(cluster.file_of("t")).unwrap(), b"canary-17"));
+        cluster.restart();
+        assert_eq!(cluster.text(sum), before);
+        assert_eq!(cluster.int("SELECT tde.rotate_master_key()"), 2);
+        cluster.crash_and_recover();
+        assert_eq!(cluster.text(sum), before);
+        cluster.encrypted_tablespace("later");
+        cluster.run("CREATE TABLE u TABLESPACE later AS SELECT 1 AS one");
+        cluster.restart();
+        assert_eq!(cluster.int("SELECT one FROM u"), 1);
+        // Agents come and go with their sessions, and the library was nowhere else.
+        let postmaster = cluster.postmaster();
+        for process in postmaster.children().into_iter().chain([postmaster]) {
+            assert!(!process.title().contains("tde-pkcs11-agent"), "{}", process.title());
+            let maps = fs::read_to_string(format!("/proc/{}/maps", process.pid)).unwrap_or_default();
+            assert!(!maps.contains("softhsm") && !maps.contains("tde_pkcs11"), "{}", process.title());
+        }
+        assert!(!cluster.log().contains(&token.pin));
     }
-    assert!(!cluster.log().contains(&token.pin));
 }
 
 #[test]
 fn a_server_with_a_wrong_pin_or_without_its_token_says_so_and_does_not_start() {
-    let (mut cluster, token) = cluster("");
+    let (mut cluster, token) = cluster(Maker::SoftHsm2);
     cluster.stop();
     cluster.configure("pg_tde.pin_command", "echo wrong-9876543");
     let refused = cluster.try_start().unwrap_err().log;
@@ -80,25 +82,27 @@ fn a_server_with_a_wrong_pin_or_without_its_token_says_so_and_does_not_start() {
 /// The data keys are in the key table: reading and writing pages goes on while the token is away, new keys wait for it.
 #[test]
 fn without_the_token_data_stays_readable_and_new_keys_are_refused() {
-    let (cluster, token) = cluster("");
-    cluster.encrypted_tablespace("secure");
-    cluster.run("CREATE TABLE t TABLESPACE secure AS SELECT i FROM generate_series(1, 1000) i");
-    cluster.plain_tablespace("other");
-    token.unplug();
-    assert_eq!(cluster.int("SELECT count(*) FROM t"), 1000);
-    cluster.run("INSERT INTO t SELECT 1; CHECKPOINT");
-    for statement in ["SELECT tde.encrypt_tablespace('other')", "SELECT tde.rotate_master_key()"] {
-        let error = cluster.try_run(statement).unwrap_err().to_string();
-        assert!(error.contains("HSM away"), "{error}");
+    for maker in Maker::ALL {
+        let (cluster, token) = cluster(maker);
+        cluster.encrypted_tablespace("secure");
+        cluster.run("CREATE TABLE t TABLESPACE secure AS SELECT i FROM generate_series(1, 1000) i");
+        cluster.plain_tablespace("other");
+        token.unplug();
+        assert_eq!(cluster.int("SELECT count(*) FROM t"), 1000);
+        cluster.run("INSERT INTO t SELECT 1; CHECKPOINT");
+        for statement in ["SELECT tde.encrypt_tablespace('other')", "SELECT tde.rotate_master_key()"] {
+            let error = cluster.try_run(statement).unwrap_err().to_string();
+            assert!(error.contains("HSM away"), "{error}");
+        }
+        token.plug_in();
+        cluster.run("SELECT tde.encrypt_tablespace('other')");
+        assert_eq!(cluster.int("SELECT tde.rotate_master_key()"), 2);
     }
-    token.plug_in();
-    cluster.run("SELECT tde.encrypt_tablespace('other')");
-    assert_eq!(cluster.int("SELECT tde.rotate_master_key()"), 2);
 }
 
 #[test]
 fn a_hanging_module_is_given_up_at_its_deadline_or_when_the_statement_is_cancelled() {
-    let (mut cluster, token) = cluster("");
+    let (mut cluster, token) = cluster(Maker::SoftHsm2);
     let (module, trigger) = token.module_that("hangs", "for (;;) pause();");
     cluster.stop();
     cluster.configure("pg_tde.hsm", &token.uri_with(&module, "&x-timeout=3"));
@@ -123,7 +127,7 @@ fn a_hanging_module_is_given_up_at_its_deadline_or_when_the_statement_is_cancell
 /// The library may crash, somebody may kill the agent, or the backend that started it: the server goes on in each case, and no agent stays.
 #[test]
 fn agents_that_are_killed_and_agents_of_killed_backends_leave_nothing() {
-    let (mut cluster, token) = cluster("");
+    let (mut cluster, token) = cluster(Maker::SoftHsm2);
     let (module, trigger) = token.module_that("hangs", "for (;;) pause();");
     cluster.stop();
     cluster.configure("pg_tde.hsm", &token.uri_with(&module, ""));

@@ -5,7 +5,7 @@
 //! * [`Sql`]: a connection that speaks text, with errors that keep detail and hint.
 //! * [`Stepper`]: stops a process after a chosen change of a file.
 //! * [`SoftHsm`]: a software HSM made by the `tde` command.
-//! * [`Token`]: a PKCS#11 token of SoftHSM2, and modules that hang or crash.
+//! * [`Token`]: a PKCS#11 token of SoftHSM2 or of our module, and modules that hang or crash.
 //! * [`sqlite`]: stock SQLite in processes of its own, on disks that can fail.
 //! * [`figures`]: what benchmarks measured, for the screen, JSON and the report.
 //! * [`files`]: what an attacker or a power cut does to files: flip, copy, tear, search.
@@ -38,7 +38,7 @@ pub use root::PgRoot;
 pub use scratch::Scratch;
 pub use sql::{Sql, SqlError};
 pub use stepper::Stepper;
-pub use token::Token;
+pub use token::{Maker, Token};
 
 /// Whether the scenarios run without encryption, to test the scenarios themselves.
 pub fn plain_mode() -> bool {

@@ -1,4 +1,4 @@
-//! A PKCS#11 token of SoftHSM2, and modules that do what no module should.
+//! PKCS#11 tokens of SoftHSM2 and of our own module, and modules that do what no module should.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,22 +10,69 @@ use crate::{PgRoot, command_output, root};
 /// SoftHSM2's library, where Debian puts it.
 const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
 
-/// A token of SoftHSM2 in a folder of its own.
+/// Whose token it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maker {
+    /// SoftHSM2, another vendor's.
+    SoftHsm2,
+    /// `libtde_pkcs11.so`
+    Tde,
+}
+
+impl Maker {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::SoftHsm2, Self::Tde];
+
+    /// The library.
+    pub fn module(self) -> PathBuf {
+        match self {
+            Self::SoftHsm2 => SOFTHSM.into(),
+            Self::Tde => root::build_dir().join("libtde_pkcs11.so"),
+        }
+    }
+}
+
+/// A token in a folder of its own.
 pub struct Token {
     dir: PathBuf,
+    /// Whose it is.
+    pub maker: Maker,
     /// The token's label.
     pub label: String,
     /// The user's PIN, to search for where it must not be.
     pub pin: String,
     /// The file with the PIN.
     pub pin_file: PathBuf,
-    /// `SOFTHSM2_CONF`
-    pub conf: PathBuf,
+    /// The environment variable by which the library finds the token, and its value.
+    pub environment: (&'static str, String),
 }
 
 impl Token {
-    /// A token below `dir`, which is made. It has no keys.
+    /// A token of SoftHSM2 below `dir`, which is made. It has no keys.
     pub fn new(dir: &Path) -> Self {
+        Self::of(Maker::SoftHsm2, dir)
+    }
+
+    /// A token below `dir`, which is made. It has no keys that PKCS#11 shows.
+    pub fn of(maker: Maker, dir: &Path) -> Self {
+        match maker {
+            Maker::SoftHsm2 => Self::softhsm2(dir),
+            Maker::Tde => Self::tde_hsm(dir),
+        }
+    }
+
+    fn tde_hsm(dir: &Path) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let (store, pin_file) = (dir.join("tokens"), dir.join("pin"));
+        let mut init = Command::new(root::build_dir().join("tde"));
+        init.args(["hsm", "init", "--store"]).arg(&store).arg("--pin-file").arg(&pin_file);
+        command_output(init.arg("--officer-pin-file").arg(dir.join("officer-pin")));
+        let pin = fs::read_to_string(&pin_file).unwrap().trim().to_owned();
+        let environment = ("TDE_PKCS11_HSM", format!("soft:{}", store.display()));
+        Self { dir: dir.into(), maker: Maker::Tde, label: "tde".into(), pin, pin_file, environment }
+    }
+
+    fn softhsm2(dir: &Path) -> Self {
         let tokens = dir.join("tokens");
         fs::create_dir_all(&tokens).unwrap();
         let conf = dir.join("softhsm2.conf");
@@ -36,7 +83,9 @@ impl Token {
         let pin_file = dir.join("pin");
         fs::write(&pin_file, format!("{pin}\n")).unwrap();
         fs::set_permissions(&pin_file, fs::Permissions::from_mode(0o600)).unwrap();
-        let token = Self { dir: dir.into(), label: "tde test".into(), pin, pin_file, conf };
+        let environment = ("SOFTHSM2_CONF", conf.display().to_string());
+        let (maker, label) = (Maker::SoftHsm2, "tde test".into());
+        let token = Self { dir: dir.into(), maker, label, pin, pin_file, environment };
         let mut init = token.command("softhsm2-util");
         init.args(["--init-token", "--free", "--label", &token.label, "--so-pin", "so-pin-1234"]);
         command_output(init.args(["--pin", &token.pin]));
@@ -44,8 +93,8 @@ impl Token {
     }
 
     /// A token with a master key, all of it owned by the servers' user.
-    pub fn for_servers(root: &PgRoot, dir: &Path) -> Self {
-        let token = Self::new(dir);
+    pub fn for_servers(root: &PgRoot, maker: Maker, dir: &Path) -> Self {
+        let token = Self::of(maker, dir);
         command_output(token.tde().args(["hsm", "token", "create-key"]));
         root.own_all(dir);
         token
@@ -54,7 +103,7 @@ impl Token {
     /// A command that finds this token.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
-        command.env("SOFTHSM2_CONF", &self.conf).env("LC_ALL", "C");
+        command.env(self.environment.0, &self.environment.1).env("LC_ALL", "C");
         command
     }
 
@@ -68,13 +117,14 @@ impl Token {
     /// OpenSC's tool, logged in.
     pub fn pkcs11_tool(&self) -> Command {
         let mut command = self.command("pkcs11-tool");
-        command.args(["--module", SOFTHSM, "--token-label", &self.label, "--login", "--pin", &self.pin]);
+        command.arg("--module").arg(self.maker.module());
+        command.args(["--token-label", &self.label, "--login", "--pin", &self.pin]);
         command
     }
 
     /// The URI of its key "master"; `more` as in `&x-timeout=5`.
     pub fn uri(&self, more: &str) -> String {
-        self.uri_with(Path::new(SOFTHSM), more)
+        self.uri_with(&self.maker.module(), more)
     }
 
     /// The same through another library.

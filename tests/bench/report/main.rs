@@ -15,7 +15,7 @@ use serde::Serialize;
 use tde_tests::figures::{Figure, Quantity, Spread, Suite, Table, folder, rounded};
 
 /// In the order of the report.
-const SUITES: [&str; 5] = ["kernels", "libraries", "postgres", "sqlite", "keys"];
+const SUITES: [&str; 6] = ["kernels", "libraries", "postgres", "sqlite", "keys", "pkcs11"];
 
 #[derive(Serialize)]
 struct Report {

@@ -1,4 +1,4 @@
-//! A session with a token for tests: each has a token of its own, which SoftHSM2 finds by an environment variable.
+//! A session with a token for tests: each has a token of its own, which the library finds by an environment variable.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::process::Command;
 
 use hsm_engine::Pin;
 use keyring::pkcs11::{AgentOptions, Pkcs11Error, Pkcs11Hsm, Pkcs11Uri};
-use tde_tests::{Scratch, Token};
+use tde_tests::{Maker, Scratch, Token};
 
 thread_local! {
-    static CONF: RefCell<PathBuf> = RefCell::default();
+    static ENVIRONMENT: RefCell<(&'static str, String)> = RefCell::default();
 }
 
 /// A token and the folder that goes away with it.
@@ -19,16 +19,26 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// A token without keys.
+    /// A token of SoftHSM2 without keys.
     pub(crate) fn new() -> Self {
+        Self::of(Maker::SoftHsm2)
+    }
+
+    /// A token without keys.
+    pub(crate) fn of(maker: Maker) -> Self {
         let scratch = Scratch::new();
-        let token = Token::new(&scratch.path().join("hsm"));
+        let token = Token::of(maker, &scratch.path().join("hsm"));
         Self { scratch, token }
     }
 
-    /// A token with a master key.
+    /// A token of SoftHSM2 with a master key.
     pub(crate) fn with_key(more: &str) -> Self {
-        let bench = Self::new();
+        Self::with_key_of(Maker::SoftHsm2, more)
+    }
+
+    /// A token with a master key.
+    pub(crate) fn with_key_of(maker: Maker, more: &str) -> Self {
+        let bench = Self::of(maker);
         bench.token_session(more).create_key().unwrap();
         bench
     }
@@ -40,9 +50,9 @@ impl Bench {
     /// The program lies beside `deps`, in which tests lie.
     pub(crate) fn options(&self) -> AgentOptions {
         fn find_token(command: &mut Command) {
-            CONF.with_borrow(|conf| command.env("SOFTHSM2_CONF", conf));
+            ENVIRONMENT.with_borrow(|(name, value)| command.env(name, value));
         }
-        CONF.with_borrow_mut(|conf| conf.clone_from(&self.token.conf));
+        ENVIRONMENT.with_borrow_mut(|environment| environment.clone_from(&self.token.environment));
         let program = tde_tests::sqlite::Sqlite::tde_program().with_file_name(keyring::pkcs11::PROGRAM);
         AgentOptions { program: Some(program), prepare: find_token, ..AgentOptions::default() }
     }
