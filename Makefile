@@ -104,11 +104,11 @@ typecheck: setup
 install: build libraries install-files install-sqlite-files install-pkcs11-files
 
 # What other programs load, once more by itself: cargo gives packages that are built together the union of their features, and what the
-# tde command needs of the HSM (AWS-LC among it) has no place in a server's or an application's process.
+# tde command needs (AWS-LC for the HSM's objects, tokio) has no place in a server's or an application's process.
 libraries: setup
 	$(CARGO) build --locked -p pg-tde -p tde-sqlite $(FEATURES) --profile $(PROFILE)
 	@for library in libpg_tde.so libtde_sqlite.so; do \
-	  if nm "$(BUILD)/$$library" | grep -q aws_lc; then echo "$$library contains AWS-LC" >&2; exit 1; fi; \
+	  if nm "$(BUILD)/$$library" | grep -q -e aws_lc -e 5tokio; then echo "$$library contains AWS-LC or tokio" >&2; exit 1; fi; \
 	done
 
 # Copies what was built. By rename: a running server keeps the file that it has mapped.
