@@ -119,6 +119,79 @@ impl Unlocked {
         })
     }
 
+    /// Plans the destruction of every version of a tablespace's key, for `not_before` (seconds since 1970) or later. Only of a
+    /// tablespace that was dropped or is in clear again: nothing is written under its keys any more.
+    pub fn plan_shredding(&self, line: LineNumber, not_before: u64) -> Result<Scope> {
+        let to = DekState::PendingDestruction { not_before };
+        self.change_all(line, to, |entry, _| !matches!(entry.state, DekState::Destroyed { .. }))
+    }
+
+    /// Takes the planned destruction of all versions back. None is written under again.
+    pub fn cancel_shredding(&self, line: LineNumber) -> Result<Scope> {
+        self.change_all(line, DekState::DecryptOnly, |entry, _| {
+            matches!(entry.state, DekState::PendingDestruction { .. })
+        })
+    }
+
+    /// Destroys every version, in one step. All must be planned and their waiting periods over.
+    pub fn shred(&self, line: LineNumber) -> Result<Scope> {
+        let now = unix_now();
+        let scope = self.scope(line)?;
+        for entry in &scope.versions {
+            match entry.state {
+                DekState::PendingDestruction { not_before } if now < not_before => {
+                    let (scope, version) = (scope.to_string(), entry.version);
+                    return Err(KeyringError::TooEarly { scope, version, not_before });
+                }
+                DekState::Active | DekState::DecryptOnly => {
+                    let (to, scope) = (DekState::Destroyed { at: now }, scope.to_string());
+                    return Err(KeyringError::BadTransition {
+                        scope,
+                        version: entry.version,
+                        from: entry.state,
+                        to,
+                    });
+                }
+                _ => {}
+            }
+        }
+        self.change_all(line, DekState::Destroyed { at: now }, |entry, now| {
+            matches!(entry.state, DekState::PendingDestruction { not_before } if now >= not_before)
+        })
+    }
+
+    /// Changes the versions that `concerned` picks, at least one, of a line that nothing is written under.
+    fn change_all(
+        &self,
+        line: LineNumber,
+        to: DekState,
+        concerned: impl Fn(&DekVersion, u64) -> bool,
+    ) -> Result<Scope> {
+        let (scope, _) = self.change(line, |scope| {
+            let name = scope.to_string();
+            let over = matches!(scope.state(), TablespaceState::Plain | TablespaceState::Retired)
+                && matches!(scope.kind, ScopeKind::PgTablespace { .. })
+                && !scope.history.is_empty();
+            if !over {
+                return Err(KeyringError::StillUsed { scope: name, state: scope.state().to_string() });
+            }
+            let now = unix_now();
+            let mut changed = false;
+            for entry in scope.versions.iter_mut().filter(|entry| concerned(entry, now)) {
+                set_state_of(entry, to);
+                changed = true;
+            }
+            match scope.versions.last() {
+                Some(newest) if !changed => {
+                    let (version, from) = (newest.version, newest.state);
+                    Err(KeyringError::BadTransition { scope: name, version, from, to })
+                }
+                _ => Ok(()),
+            }
+        })?;
+        Ok(scope)
+    }
+
     fn change_version(
         &self,
         line: LineNumber,
@@ -134,10 +207,7 @@ impl Unlocked {
             if !allowed(entry, unix_now()) {
                 return Err(KeyringError::BadTransition { scope: name, version, from: entry.state, to });
             }
-            entry.state = to;
-            if matches!(to, DekState::Destroyed { .. }) {
-                entry.wrapped = None;
-            }
+            set_state_of(entry, to);
             Ok(())
         })?;
         Ok(scope)
@@ -235,5 +305,12 @@ impl Unlocked {
             }
         }
         Ok(())
+    }
+}
+
+fn set_state_of(entry: &mut DekVersion, to: DekState) {
+    entry.state = to;
+    if matches!(to, DekState::Destroyed { .. }) {
+        entry.wrapped = None;
     }
 }

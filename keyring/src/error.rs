@@ -309,6 +309,16 @@ pub enum KeyringError {
         /// State asked for.
         to: DekState,
     },
+    /// All keys of something that is in use shall be destroyed.
+    #[error(
+        "{scope} is {state}: all of its keys are destroyed only once it was dropped or is in clear again"
+    )]
+    StillUsed {
+        /// The scope, in words.
+        scope: String,
+        /// Its state, in words.
+        state: String,
+    },
     /// Destruction was asked for before its date.
     #[error(
         "version {version} of the data key of {scope} may not be destroyed before {not_before} (seconds since 1970); it can still be cancelled"

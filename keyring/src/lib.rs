@@ -9,7 +9,7 @@
 //! MasterKey    what the HSM must be able to do          (master.rs; soft.rs is the engine in the process, pkcs11/ a token)
 //! HsmUri       which HSM; AnyHsm is logged in to it     (hsm.rs)
 //! Keyring      a keyring as it lies there, no keys      (keyring.rs)
-//! Unlocked     read, change, re-wrap, export, verify    (unlocked.rs, change.rs, rewrap.rs, transfer.rs, adopt.rs, verify.rs)
+//! Unlocked     read, change, re-wrap, export, verify    (unlocked.rs, change.rs, rewrap.rs, transfer.rs, adopt.rs, verify.rs, retained.rs)
 //! Scope        ids, versions, states: no bytes, no I/O  (scope.rs)
 //! Store        whole records on disk, crash-safe        (store.rs; hints.rs finds a SQLite file by its id)
 //! HotDeks      unwrapped keys used lately               (hot.rs)
@@ -56,6 +56,7 @@ mod instance;
 mod keyring;
 mod master;
 pub mod pkcs11;
+mod retained;
 mod rewrap;
 mod scope;
 mod seal;
@@ -76,6 +77,7 @@ pub use hsm::{AnyHsm, HsmUri, HsmUriError, LoginError, LoginFailure};
 pub use ids::{GenerationId, InstanceId, KeyVersion, KeyringId, LineNumber, MasterKeyId, WalPosition};
 pub use keyring::{AcceptedRestore, Keyring, KeyringInfo, Owner};
 pub use master::{MasterKey, MasterKeyError, WrappedKey};
+pub use retained::Retained;
 pub use rewrap::{RewrapProgress, Rewrapped};
 pub use scope::{DekState, DekVersion, NewScope, Scope, ScopeKind, StateChange, TablespaceState};
 pub use soft::SoftHsm;

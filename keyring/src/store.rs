@@ -6,6 +6,7 @@
 //!   keyring.tde         the root
 //!   lines/2a/000000000000002a.tde   one record per line; the folder is the low byte of the line
 //!   by-file/2a/...      where the line of a SQLite file is (hints.rs)
+//!   retained/           records whose keys a standby may still recover with (retained.rs)
 //!   tmp/                records on their way; swept under the lock
 //!   lock                flock(2) by whoever writes
 //! ```
@@ -43,6 +44,7 @@ use crate::format::MAX_LEN;
 use crate::format::root::Root;
 use crate::ids::LineNumber;
 use crate::instance::place;
+use crate::retained::Retained;
 
 /// How long a writer waits for another one before it gives up.
 pub const LOCK_DEADLINE: Duration = Duration::from_secs(60);
@@ -52,6 +54,7 @@ const SYNCFS_FROM: usize = 32;
 const ROOT: &str = "keyring.tde";
 const LINES: &str = "lines";
 const TMP: &str = "tmp";
+const RETAINED: &str = "retained";
 const LOCK: &str = "lock";
 /// Temporary name of a root that comes without a record: never taken for step 2.
 const ROOT_ALONE: &str = "root-alone.tde";
@@ -78,6 +81,16 @@ pub trait Store: Send + Sync {
     /// Replaces records without the root: for changes that the root does not count (re-wrapping). Each
     /// record is replaced atomically; after a crash some are and some are not.
     fn replace_lines(&self, lock: &WriteLock, records: &[(LineNumber, Vec<u8>)]) -> Result<()>;
+    /// Keeps a copy of a record, durably. A store that cannot loses nothing but the time that a standby has to recover with old keys.
+    fn retain(&self, lock: &WriteLock, of: Retained, record: &[u8]) -> Result<()>;
+    /// Every record that is kept.
+    fn retained(&self) -> Result<Vec<Retained>>;
+    /// Bytes of one; `None` if there is none.
+    fn read_retained(&self, of: Retained) -> Result<Option<Vec<u8>>>;
+    /// Removes one.
+    fn forget_retained(&self, lock: &WriteLock, of: Retained) -> Result<()>;
+    /// How errors name one.
+    fn retained_path(&self, of: Retained) -> PathBuf;
     /// How errors name a line's record.
     fn line_path(&self, line: LineNumber) -> PathBuf;
     /// How errors name the root.
@@ -407,6 +420,39 @@ impl Store for FileStore {
         Ok(())
     }
 
+    fn retain(&self, _lock: &WriteLock, of: Retained, record: &[u8]) -> Result<()> {
+        let dir = self.dir.join(RETAINED);
+        self.make_own_dir(&dir)?;
+        sync_dir(&self.dir)?;
+        let tmp = self.write_tmp(&format!("retained-{}", retained_name(of)), record, true)?;
+        failpoint::hit("retained-written");
+        let path = self.retained_path(of);
+        fs::rename(&tmp, &path).map_err(io_error("replace", &path))?;
+        sync_dir(&dir)?;
+        failpoint::hit("retained-renamed");
+        Ok(())
+    }
+
+    fn retained(&self) -> Result<Vec<Retained>> {
+        let names = list(&self.dir.join(RETAINED))?;
+        let mut found: Vec<_> = names.iter().filter_map(|name| parse_retained_name(name.to_str()?)).collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    fn read_retained(&self, of: Retained) -> Result<Option<Vec<u8>>> {
+        read_bounded(&self.retained_path(of))
+    }
+
+    fn forget_retained(&self, _lock: &WriteLock, of: Retained) -> Result<()> {
+        remove(&self.retained_path(of))?;
+        sync_dir(&self.dir.join(RETAINED))
+    }
+
+    fn retained_path(&self, of: Retained) -> PathBuf {
+        self.dir.join(RETAINED).join(retained_name(of))
+    }
+
     fn line_path(&self, line: LineNumber) -> PathBuf {
         self.dir.join(LINES).join(shard_name(line)).join(line_name(line))
     }
@@ -432,6 +478,18 @@ fn parse_line_name(name: &str) -> Option<LineNumber> {
     let digits = name.strip_suffix(".tde").filter(|digits| digits.len() == 16)?;
     let line = LineNumber(u64::from_str_radix(digits, 16).ok()?);
     (line_name(line) == name).then_some(line)
+}
+
+/// `LINE-RECORD_VERSION.tde`, 16 hexadecimal digits each.
+fn retained_name(of: Retained) -> String {
+    format!("{:016x}-{:016x}.tde", of.line.0, of.record_version)
+}
+
+fn parse_retained_name(name: &str) -> Option<Retained> {
+    let (line, version) = name.strip_suffix(".tde")?.split_once('-')?;
+    let number = |digits: &str| u64::from_str_radix(digits, 16).ok();
+    let of = Retained { line: LineNumber(number(line)?), record_version: number(version)? };
+    (retained_name(of) == name).then_some(of)
 }
 
 fn list(dir: &Path) -> Result<Vec<std::ffi::OsString>> {

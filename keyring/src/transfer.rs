@@ -9,6 +9,7 @@ use crate::format::root::Root;
 use crate::format::transfer::Transfer;
 use crate::ids::{KeyringId, LineNumber};
 use crate::keyring::Keyring;
+use crate::retained;
 use crate::store::{FileStore, Store};
 use crate::unlocked::Unlocked;
 
@@ -47,6 +48,16 @@ impl Keyring {
     /// Where there is no keyring, or one without lines, the sender's root is adopted. A keyring with lines
     /// and another id is refused.
     pub fn import(dir: &Path, bytes: &[u8]) -> Result<Imported> {
+        Self::import_record(dir, bytes, false)
+    }
+
+    /// As [`import`](Self::import), keeping what it destroys: this server may still have to recover with those keys, until
+    /// [`Unlocked::forget_retained`].
+    pub fn import_and_retain(dir: &Path, bytes: &[u8]) -> Result<Imported> {
+        Self::import_record(dir, bytes, true)
+    }
+
+    fn import_record(dir: &Path, bytes: &[u8], keep: bool) -> Result<Imported> {
         let transfer = Transfer::from_bytes(bytes)?;
         let name = Path::new("the keyring record received");
         let root = Root::from_bytes(&transfer.root, name)?;
@@ -67,6 +78,9 @@ impl Keyring {
         }
         let root_newer = !same || here.as_ref().is_none_or(|here| root_wins(here, &root));
         let changed = record_wins(&store, &record)?;
+        if changed && keep {
+            retained::retain(&store, &lock, &record)?;
+        }
         match (changed, root_newer) {
             (true, true) => store.commit(&lock, record.line, &transfer.line, &transfer.root)?,
             (true, false) => store.replace_lines(&lock, &[(record.line, transfer.line)])?,

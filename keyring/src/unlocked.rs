@@ -132,9 +132,16 @@ impl Unlocked {
         self.dek_of(&self.scope(line)?, version, master)
     }
 
-    /// As [`dek`](Self::dek), for a scope that was read already; reads no file.
+    /// As [`dek`](Self::dek), for a scope that was read already; reads no file unless the key was destroyed.
+    ///
+    /// A key that was destroyed is still had where the record from before is retained (`retained.rs`).
     pub fn dek_of(&self, scope: &Scope, version: KeyVersion, master: &dyn MasterKey) -> Result<Dek> {
-        unwrap_dek(scope, version, master, &self.store.line_path(scope.line))
+        match unwrap_dek(scope, version, master, &self.store.line_path(scope.line)) {
+            Err(destroyed @ KeyringError::KeyDestroyed { source: None, .. }) => {
+                self.retained_dek(scope.line, version, master)?.ok_or(destroyed)
+            }
+            unwrapped => unwrapped,
+        }
     }
 
     /// The file a line's record is in, for messages.

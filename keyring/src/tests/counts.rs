@@ -61,6 +61,24 @@ impl Store for Counting {
         self.counts.writes.fetch_add(records.len() as u32, Relaxed);
         self.inner.replace_lines(lock, records)
     }
+    fn retain(&self, lock: &WriteLock, of: Retained, record: &[u8]) -> Result<()> {
+        one_more(&self.counts.writes);
+        self.inner.retain(lock, of, record)
+    }
+    fn retained(&self) -> Result<Vec<Retained>> {
+        one_more(&self.counts.lists);
+        self.inner.retained()
+    }
+    fn read_retained(&self, of: Retained) -> Result<Option<Vec<u8>>> {
+        one_more(&self.counts.reads);
+        self.inner.read_retained(of)
+    }
+    fn forget_retained(&self, lock: &WriteLock, of: Retained) -> Result<()> {
+        self.inner.forget_retained(lock, of)
+    }
+    fn retained_path(&self, of: Retained) -> PathBuf {
+        self.inner.retained_path(of)
+    }
     fn line_path(&self, line: LineNumber) -> PathBuf {
         self.inner.line_path(line)
     }

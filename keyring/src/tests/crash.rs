@@ -9,7 +9,7 @@ use super::support::*;
 use crate::*;
 
 /// Runs one action of `action` below in a child that dies at `kill_at`.
-fn run_child(dir: &Path, action: &str, kill_at: &str) -> ExitStatus {
+pub(super) fn run_child(dir: &Path, action: &str, kill_at: &str) -> ExitStatus {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "tests::crash::child", "--ignored", "--nocapture", "--test-threads=1"])
         .env("KEYRING_KILL_AT", kill_at)
@@ -29,6 +29,10 @@ fn child() {
     let action = std::env::var("KEYRING_ACTION").unwrap();
     if action == "create" {
         Keyring::create(dir, CLUSTER, &master).unwrap();
+        return;
+    }
+    if let Some(file) = action.strip_prefix("retain ") {
+        Keyring::import_and_retain(dir, &fs::read(file).unwrap()).unwrap();
         return;
     }
     if let Some(file) = action.strip_prefix("import ") {

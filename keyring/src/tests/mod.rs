@@ -5,6 +5,7 @@ mod bytes;
 mod counts;
 mod crash;
 mod damage;
+mod destroy;
 mod processes;
 mod random;
 mod sqlite;
