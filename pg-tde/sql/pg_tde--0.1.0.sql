@@ -63,6 +63,35 @@ AS 'MODULE_PATHNAME', 'rotate_master_key_wrapper';
 COMMENT ON FUNCTION tde.rotate_master_key() IS
 'make a new version of the master key and wrap every data key under it; no page is touched';
 
+CREATE FUNCTION tde.destroy_key_version(name text, key_version integer, waiting_period interval DEFAULT '30 days',
+                                        confirm boolean DEFAULT false)
+RETURNS text
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'destroy_key_version_wrapper';
+COMMENT ON FUNCTION tde.destroy_key_version(text, integer, interval, boolean) IS
+'plan the destruction of an old version of a tablespace''s data key; with confirm, after the waiting period: destroy it if nothing needs it';
+
+CREATE FUNCTION tde.cancel_key_destruction(name text, key_version integer)
+RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'cancel_key_destruction_wrapper';
+COMMENT ON FUNCTION tde.cancel_key_destruction(text, integer) IS
+'take the planned destruction of a version of a tablespace''s data key back';
+
+CREATE FUNCTION tde.shred_keys(line bigint, waiting_period interval DEFAULT '30 days', confirm boolean DEFAULT false)
+RETURNS text
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'shred_keys_wrapper';
+COMMENT ON FUNCTION tde.shred_keys(bigint, interval, boolean) IS
+'plan the destruction of all data keys of a tablespace that was dropped or decrypted, by their line in tde.keys; with confirm, after the waiting period: destroy them';
+
+CREATE FUNCTION tde.cancel_shred_keys(line bigint)
+RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'cancel_shred_keys_wrapper';
+COMMENT ON FUNCTION tde.cancel_shred_keys(bigint) IS
+'take the planned destruction of all data keys of a line back';
+
 CREATE FUNCTION tde.tablespace_is_encrypted(tablespace oid)
 RETURNS boolean
 LANGUAGE c STRICT STABLE PARALLEL SAFE
@@ -124,7 +153,7 @@ AS 'MODULE_PATHNAME', 'job_table_wrapper';
 
 CREATE FUNCTION tde.key_versions()
 RETURNS TABLE (line bigint, scope text, state text, cipher text, key_version integer,
-               key_state text, created timestamptz, master_key_version integer)
+               key_state text, created timestamptz, master_key_version integer, destroy_after timestamptz)
 LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'key_versions_wrapper';
 

@@ -41,7 +41,7 @@ use page_cipher::pg::{self, Fork, PAGE_SIZE, Page, RelationCipher};
 
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
-use crate::key_table::{KeyTable, State};
+use crate::key_table::{KeyTable, LineInfo, State};
 use crate::page_io::PageAddress;
 use crate::report;
 
@@ -284,7 +284,10 @@ fn is_torn(table: &KeyTable, at: PageAddress, page: &mut Page) -> bool {
     {
         return false;
     }
-    for line in table.lines().filter(|line| line.tablespace == at.relation.tablespace) {
+    // Keys from before the redo may be destroyed, and no page is under them.
+    let since = table.recovery_from();
+    let of_it = |line: &LineInfo| line.tablespace == at.relation.tablespace && line.span.end > since;
+    for line in table.lines().filter(of_it) {
         let Ok(Some(dek)) = table.dek(line.index) else { return false };
         let Ok(cipher) = RelationCipher::new(line.cipher, &dek, at.relation.database, at.relation.number)
         else {

@@ -532,6 +532,22 @@ mod tests {
         assert_eq!(jobs.all().filter(|job| job.kind == Kind::Rotate).count(), 0);
     }
 
+    /// Whoever turns a job back changes the state first: the launcher may take the slot for the new job before the old one is told.
+    #[test]
+    fn cancelling_a_job_does_not_stop_the_one_that_took_its_slot() {
+        let jobs = &shared::key_table().expect("a mapping").jobs;
+        let slot = jobs.claim(&line(1), Kind::Encrypt, 100, &|| true).expect("room");
+        let job = jobs.get(slot).expect("claimed");
+        let encrypting = job.id();
+        assert_eq!(jobs.claim(&line(1), Kind::Decrypt, 200, &|| true), Some(slot));
+        job.cancel(encrypting);
+        assert!(!job.must_stop(), "the new job");
+        job.cancel(job.id());
+        assert!(job.must_stop());
+        assert_eq!(jobs.claim(&line(1), Kind::Encrypt, 300, &|| true), Some(slot));
+        assert!(!job.must_stop(), "what was cancelled before");
+    }
+
     #[test]
     fn a_job_is_not_launched_twice_in_a_row() {
         let jobs = &shared::key_table().expect("a mapping").jobs;

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use keyring::{LineNumber, StateChange, TablespaceState, WalPosition};
 
+use crate::destroy;
 use crate::ffi::background::JobLock;
 use crate::ffi::{background, server, worker};
 use crate::job_file::{self, JobId, Mark};
@@ -51,15 +52,22 @@ const GRACE: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// Jobs that work at the same time; one while workers are scarce, which is remembered for a while.
 const AT_A_TIME: usize = 2;
+/// Between two looks at keys that were destroyed and are retained.
+const SETTLE: Duration = Duration::from_secs(10);
 const LACK: Duration = Duration::from_secs(60);
 
 /// The launcher: starts processes for jobs, a few at a time. Does not return.
 pub(crate) fn launch() -> ! {
-    let mut marked = 0;
+    let (mut marked, mut house) = (0, House::default());
     loop {
         if let Some(table) = tablespace::key_table() {
             table.jobs.set_launcher(server::pid());
             background::reload_if_asked();
+            keep_house(table, &mut house);
+            if server::recovery_in_progress() {
+                background::nap(SHORT_NAP);
+                continue;
+            }
             let tasks: Vec<_> = table.lines().filter_map(|line| Task::of(table, line)).collect();
             launch_all(table, &tasks);
             report_all(table);
@@ -82,6 +90,29 @@ fn mark_checkpoint(table: &KeyTable, marked: &mut u64) {
         *marked = redo;
         if let Err(error) = background::transaction(|| tablespace::log_for_others(table)) {
             report::checkpoint_not_marked(&error);
+        }
+    }
+}
+
+/// What the launcher does besides.
+#[derive(Default)]
+struct House {
+    logged: bool,
+    settled: Option<Instant>,
+}
+
+/// Destroyed keys reach the WAL, and go for good.
+fn keep_house(table: &KeyTable, house: &mut House) {
+    if !house.logged && !server::recovery_in_progress() {
+        match background::transaction(|| destroy::log_again(table)) {
+            Ok(()) => house.logged = true,
+            Err(error) => report::destruction_not_settled(&error),
+        }
+    }
+    if house.settled.is_none_or(|last| last.elapsed() >= SETTLE) {
+        house.settled = Some(Instant::now());
+        if let Err(error) = destroy::settle_retained(table) {
+            report::destruction_not_settled(&error);
         }
     }
 }
@@ -221,7 +252,7 @@ pub(crate) fn wait(table: &KeyTable, line: u64) {
 /// # Errors
 /// When there is no such job, or that cannot be remembered.
 pub(crate) fn pause(number: u64) -> Result<(), TablespaceError> {
-    let table = changeable()?;
+    let table = tablespace::changeable()?;
     let _keyring = server::lock_keyring();
     job_file::pause(Task::of_job(table, number)?.id())?;
     if let Some(job) = table.jobs.of_line(number) {
@@ -235,7 +266,7 @@ pub(crate) fn pause(number: u64) -> Result<(), TablespaceError> {
 /// # Errors
 /// When there is no such job, or that cannot be remembered.
 pub(crate) fn resume(number: u64) -> Result<(), TablespaceError> {
-    let table = changeable()?;
+    let table = tablespace::changeable()?;
     let _keyring = server::lock_keyring();
     job_file::resume(Task::of_job(table, number)?.id())?;
     if let Some(job) = table.jobs.of_line(number) {
@@ -252,7 +283,7 @@ pub(crate) fn resume(number: u64) -> Result<(), TablespaceError> {
 /// # Errors
 /// When there is no such job, or it rotates a key: pages are under both versions, and going back would be another rotation.
 pub(crate) fn cancel(number: u64) -> Result<u64, TablespaceError> {
-    let table = changeable()?;
+    let table = tablespace::changeable()?;
     {
         let _keyring = server::lock_keyring();
         let task = Task::of_job(table, number)?;
@@ -267,16 +298,6 @@ pub(crate) fn cancel(number: u64) -> Result<u64, TablespaceError> {
     }
     wake_launcher(table);
     Ok(number)
-}
-
-/// The key table, where jobs can be changed.
-fn changeable() -> Result<&'static KeyTable, TablespaceError> {
-    let table = tablespace::key_table().ok_or(TablespaceError::NotActive)?;
-    if server::recovery_in_progress() {
-        return Err(TablespaceError::InRecovery);
-    }
-    keys::ensure_compared(table)?;
-    Ok(table)
 }
 
 /// One attempt at a job, in a process of its own, which ends whenever there is something to wait for.

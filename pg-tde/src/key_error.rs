@@ -173,6 +173,11 @@ impl KeyError {
         self.is_away() || self.is_refused()
     }
 
+    /// Whether the key was destroyed on purpose.
+    pub(crate) fn is_destroyed(&self) -> bool {
+        matches!(self, Self::Keyring(KeyringError::KeyDestroyed { .. }))
+    }
+
     /// Whether waiting may help.
     pub(crate) fn is_away(&self) -> bool {
         match self {

@@ -5,8 +5,8 @@
 //! fields set once, so a process killed in the middle of a change leaves at most one unused entry, and a
 //! reader takes no lock. Everything is an atomic word, which makes sharing it between processes plain safe code.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use page_cipher::CipherId;
 use secret_mem::SecretBytes;
@@ -403,9 +403,23 @@ impl KeyTable {
         let (line, version) = (entry.line.load(Relaxed), entry.version.load(Relaxed));
         let dek = load_words(&entry.dek);
         if check_value(line, version, entry.cipher.load(Relaxed), &dek) != entry.check.load(Relaxed) {
+            if entry.dek_present.load(Acquire) == 0 {
+                return Ok(None); // wiped meanwhile
+            }
             return Err(TableError::Corrupt { line, version });
         }
         Ok(Some(dek))
+    }
+
+    /// Wipes the key of a line.
+    pub(crate) fn forget_dek(&self, index: usize) {
+        let entry = &self.entries[index];
+        entry.dek_present.store(0, Release);
+        // After everybody can see that.
+        fence(SeqCst);
+        entry.dek.iter().for_each(|word| word.store(0, Relaxed));
+        entry.check.store(0, Relaxed);
+        self.generation.fetch_add(1, Release);
     }
 
     /// Whether somebody has unwrapped the key of a line.

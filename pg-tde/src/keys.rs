@@ -6,8 +6,8 @@ use std::path::Path;
 use hsm_engine::Pin;
 use keyring::pkcs11::AgentOptions;
 use keyring::{
-    AnyHsm, HsmUri, InstanceId, KeyVersion, Keyring, LineNumber, MasterKey, Owner, Scope, Unlocked,
-    WalPosition,
+    AnyHsm, DekState, HsmUri, InstanceId, KeyVersion, Keyring, KeyringError, LineNumber, MasterKey, Owner,
+    Scope, Unlocked, WalPosition,
 };
 
 use crate::ffi::server;
@@ -278,7 +278,7 @@ pub(crate) fn redo_begins() -> u64 {
 }
 
 /// `START WAL LOCATION: 0/2000028 (file 000000010000000000000002)` (access/transam/xlogbackup.c).
-fn labelled_start(label: &str) -> Option<u64> {
+pub(crate) fn labelled_start(label: &str) -> Option<u64> {
     let rest = label.lines().find_map(|line| line.strip_prefix("START WAL LOCATION: "))?;
     let (high, low) = rest.split(' ').next()?.split_once('/')?;
     let half = |text| u64::from(u32::from_str_radix(text, 16).unwrap_or(0));
@@ -340,11 +340,12 @@ fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
     if table.dek(line.index)?.is_some() {
         return Ok(()); // another process was faster
     }
-    let hsm = open_hsm()?;
     let dir = settings::keyring_directory();
     if !is_keyring(&dir) {
         return Err(KeyError::NoKeyring { dir, line: line.line });
     }
+    refuse_destroyed(table, line)?;
+    let hsm = open_hsm()?;
     let unlocked = unlocked_for(table, &hsm)?;
     let scope = unlocked.scope(LineNumber(line.line))?;
     let same = LineFacts::of(&scope).iter().any(|facts| {
@@ -358,6 +359,20 @@ fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
     let dek = unlocked.dek_of(&scope, KeyVersion(line.version), &hsm)?;
     // Without a lock: whoever else does this now writes the same bytes.
     table.set_dek(line.index, &dek);
+    Ok(())
+}
+
+/// A key that is gone is no reason to ask the HSM, for each page again.
+fn refuse_destroyed(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
+    let Some(seal_key) = table.seal_key() else { return Ok(()) };
+    let keyring = Keyring::open(&settings::keyring_directory())?.unlock_with_seal_key(seal_key)?;
+    let (scope, version) = (keyring.scope(LineNumber(line.line))?, KeyVersion(line.version));
+    let destroyed =
+        scope.version(version).is_some_and(|entry| matches!(entry.state, DekState::Destroyed { .. }));
+    if destroyed && !keyring.retained()?.iter().any(|of| of.line.0 == line.line) {
+        let scope = scope.to_string();
+        return Err(KeyringError::KeyDestroyed { scope, version, source: None }.into());
+    }
     Ok(())
 }
 

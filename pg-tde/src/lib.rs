@@ -11,6 +11,7 @@
 //! keys         from the HSM and the keyring into the key table; line_facts: what a record says of each version
 //! manifest     what the data directory itself says of its keys
 //! tablespace   changing how a tablespace is stored
+//! destroy      destroying keys that nothing needs any more; needs: what does
 //! trial        reading pages that may be one of several things
 //! jobs         rewriting the pages of a tablespace in the background; rewrite: one database of it; job_table: what others see; job_file: hints on disk
 //! placeholder  torn pages that recovery meets before their image
@@ -20,6 +21,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod destroy;
 mod double_write;
 #[allow(unsafe_code)]
 mod ffi;
@@ -31,6 +33,7 @@ mod key_table;
 mod keys;
 mod line_facts;
 mod manifest;
+mod needs;
 mod page_io;
 mod pin_command;
 mod placeholder;

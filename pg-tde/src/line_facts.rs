@@ -38,6 +38,13 @@ impl LineFacts {
         line.line == self.line.0 && line.version == self.version.0
     }
 
+    /// Whether the table needs it in redo: not what ended before the record was written, which is for old backups only. A key that was rotated
+    /// thousands of times would fill the table.
+    pub(crate) fn concerns(&self, table: &KeyTable, position: u64) -> bool {
+        let known = |line: LineInfo| self.is_of(&line) || line.awaited && line.line == self.line.0;
+        self.span.end > position || table.lines().any(known)
+    }
+
     /// How the manifest names the line.
     pub(crate) fn named(&self) -> Named {
         Named { tablespace: self.tablespace, line: self.line.0 }
@@ -158,6 +165,29 @@ mod tests {
             }
         }
         assert_eq!(table.lines().count(), 1);
+    }
+
+    #[test]
+    fn versions_that_ended_long_ago_do_not_fill_the_table_in_redo() {
+        let table = shared::key_table().expect("a mapping");
+        let versions = 2 * crate::key_table::MAX_ENTRIES as u32;
+        let position = u64::from(versions) * 100;
+        let mut added = 0;
+        // A record of a line whose newest version is known, with every version that it ever had.
+        let newest = LineFacts { version: KeyVersion(versions), ..facts(position - 100, OPEN_END) };
+        newest.add_to(table).expect("room");
+        for version in 1..=versions {
+            let span = u64::from(version) * 100;
+            let end = if version == versions { OPEN_END } else { span };
+            let facts = LineFacts { version: KeyVersion(version), ..facts(span - 100, end) };
+            if facts.concerns(table, position - 1) {
+                facts.add_to(table).expect("room");
+                added += 1;
+            }
+        }
+        assert_eq!((added, table.lines().count()), (1, 1));
+        // Redo that begins before a version ended needs it.
+        assert!(LineFacts { version: KeyVersion(7), ..facts(600, 700) }.concerns(table, 699));
     }
 
     #[test]

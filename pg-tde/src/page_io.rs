@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use page_cipher::pg::{self, Fork, OpenError, Page, SealError, UnsupportedCipher};
 use secret_mem::RandomError;
 
+use crate::destroy::{self, Gone};
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
 use crate::key_table::{KeyTable, TableError};
@@ -70,6 +71,8 @@ pub(crate) enum Cause {
     NotAuthentic,
     /// A page in clear in an encrypted tablespace.
     Plain,
+    /// It is from when the tablespace was under a key that was destroyed.
+    Destroyed(Gone),
 }
 
 /// Where a page belongs.
@@ -196,6 +199,11 @@ pub(crate) fn refuse(
         placeholder::fill(page, at.block);
         return Opened::Placeholder;
     }
+    let gone = || destroy::key_of_page(table, at.relation.tablespace, pg::lsn(page));
+    let cause = match cause {
+        Cause::NotAuthentic if !at.relation.temporary => gone().map_or(cause, Cause::Destroyed),
+        cause => cause,
+    };
     counters.refused.fetch_add(1, Relaxed);
     make_invalid(page, at.block);
     Opened::Refused(cause)

@@ -115,7 +115,18 @@ impl Process {
         if generation != self.generation {
             self.lines.clear();
             self.lines.extend(self.table.lines());
+            self.forget_wiped();
             self.generation = generation;
+        }
+    }
+
+    /// Drops ciphers whose key was wiped from the table.
+    fn forget_wiped(&mut self) {
+        let table = self.table;
+        let wiped = |key: &CipherKey| matches!(*key, CipherKey::Line { index, .. } if !table.has_dek(index));
+        let keys: Vec<_> = self.ciphers.iter().map(|(key, _)| *key).filter(wiped).collect();
+        for key in &keys {
+            self.ciphers.pop(key);
         }
     }
 

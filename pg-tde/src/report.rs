@@ -2,13 +2,15 @@
 
 use std::error::Error;
 
-use keyring::WalPosition;
+use keyring::{KeyVersion, Scope, WalPosition};
 use page_cipher::pg::Fork;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 
+use crate::destroy::Gone;
 use crate::double_write::DoubleWriteError;
 use crate::ffi::compat::RelationId;
+use crate::ffi::server;
 use crate::job_table::{Kind, Phase, Progress};
 use crate::key_table::{LineInfo, State};
 use crate::keys::KeyError;
@@ -82,6 +84,10 @@ pub(crate) fn opened(at: PageAddress, opened: Opened) {
                     "The checksum of the encrypted page is right, but the page does not open: it was changed or moved on purpose, or another key encrypted it.".to_owned(),
                     "Compare the file with a backup, and the keyring with the one of the time of the backup.",
                 ),
+                Cause::Destroyed(gone) => (
+                    format!("The page is from when its tablespace was under version {} of its key, which was destroyed.", gone.version),
+                    "",
+                ),
                 Cause::Plain => (
                     "The page is not encrypted although its tablespace is: it was written while pg_tde was not loaded, or put there on purpose.".to_owned(),
                     "If the server ran without pg_tde, rewrite the relation from a dump.",
@@ -108,6 +114,50 @@ pub(crate) fn page_error(what: &str, at: PageAddress, error: &PageError) -> ! {
         "",
     );
     unreachable!("an ERROR does not return");
+}
+
+/// A page is under a key that was destroyed. Does not return.
+pub(crate) fn page_destroyed(at: PageAddress, gone: Gone) -> ! {
+    let Gone { version, at: when } = gone;
+    send(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+        &format!(
+            "pg_tde cannot read {}: version {version} of its tablespace's key was destroyed",
+            describe(at)
+        ),
+        &format!(
+            "By its LSN the page is from when that version was in use, and it opens under no other. The version was destroyed at {}.",
+            server::time(when)
+        ),
+        "A backup of the keyring from before that may still have the key. Otherwise restore the relation from a dump.",
+    );
+    unreachable!("an ERROR does not return");
+}
+
+/// A key was destroyed: one version, or all.
+pub(crate) fn key_destroyed(scope: &Scope, version: Option<KeyVersion>) {
+    let what = version.map_or("every version".to_owned(), |version| format!("version {version}"));
+    log(
+        &format!("pg_tde has destroyed {what} of the key of {scope}"),
+        "Backups of the keyring still have it, wrapped: it is gone for good when they are, or that version of the master key.",
+    );
+}
+
+/// What was retained of a key that was destroyed is gone.
+pub(crate) fn let_go(scope: &Scope) {
+    log(&format!("pg_tde no longer retains destroyed keys of {scope}"), "");
+}
+
+/// Something about a destroyed key could not be done; it is tried again.
+pub(crate) fn destruction_not_settled(error: &dyn Error) {
+    send(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_IO_ERROR,
+        "pg_tde cannot complete the destruction of a key yet",
+        &chain(error),
+        "It tries again.",
+    );
 }
 
 /// A page that must be saved first could not be. Does not return.

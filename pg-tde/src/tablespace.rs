@@ -52,6 +52,19 @@ pub(crate) fn set_key_table(table: &'static KeyTable) {
     TABLE.get_or_init(|| table);
 }
 
+/// The key table, where keys and states can be changed.
+///
+/// # Errors
+/// In recovery, and while the keyring is not known to fit where recovery ended.
+pub(crate) fn changeable() -> Result<&'static KeyTable, TablespaceError> {
+    let table = key_table().ok_or(TablespaceError::NotActive)?;
+    if server::recovery_in_progress() {
+        return Err(TablespaceError::InRecovery);
+    }
+    keys::ensure_compared(table)?;
+    Ok(table)
+}
+
 /// Encrypts a tablespace: everything that is stored in it from now on, and by a job what it holds already. Returns the job's
 /// number, `None` when there is nothing to rewrite.
 ///
@@ -323,7 +336,10 @@ fn refuse_encrypted(table: &KeyTable, name: &str, oid: u32) -> Result<(), Tables
 }
 
 /// Puts a line's record into the WAL, flushes it and returns its end.
-fn log(keyring: &Unlocked, line: LineNumber) -> Result<u64, KeyError> {
+///
+/// # Errors
+/// When the keyring cannot be read.
+pub(crate) fn log(keyring: &Unlocked, line: LineNumber) -> Result<u64, KeyError> {
     Ok(server::log_record(wal::KEYRING_LINE, &record(keyring, line)?))
 }
 

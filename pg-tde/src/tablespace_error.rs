@@ -8,6 +8,7 @@ use keyring::{KeyringError, MasterKeyError};
 use crate::job_file::JobFileError;
 use crate::key_error::KeyError;
 use crate::key_table::TableError;
+use crate::needs::StillNeeded;
 use crate::settings::UnknownCipher;
 
 /// Why the state of a tablespace was not changed.
@@ -61,6 +62,12 @@ pub(crate) enum TablespaceError {
     /// `pg_tde.cipher` or the argument.
     #[error(transparent)]
     Cipher(#[from] UnknownCipher),
+    /// A waiting period of less than nothing.
+    #[error("the waiting period must not be negative")]
+    NegativePeriod,
+    /// A key is not destroyed.
+    #[error(transparent)]
+    Needed(#[from] StillNeeded),
     /// HSM or keyring.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -102,6 +109,7 @@ pub(crate) fn hint(error: &TablespaceError) -> &'static str {
         TablespaceError::Enforced(_) => {
             "Name an encrypted tablespace, or set default_tablespace to one; tde.encrypt_tablespace encrypts this one while it is used."
         }
+        TablespaceError::Needed(needed) => needed.hint(),
         TablespaceError::NoJob(_) => "See tde.jobs.",
         TablespaceError::NotCancellable(_) => "Pause it with tde.pause_job, or let it end and rotate again.",
         TablespaceError::OwnFiles(_) => "Commit first, or do not ask to wait.",

@@ -37,11 +37,15 @@ pub(crate) fn open(
     let Candidates { regimes, plain, decrypting } = candidates;
     let mut found = Vec::new();
     let mut failure = OpenError::NotAuthentic;
+    let mut destroyed = None;
     for &regime in regimes {
         let mut opened = *page;
-        match page_io::open_under(table, at, regime, &mut opened)? {
-            Ok(()) => found.push(opened),
-            Err(error) => failure = error,
+        match page_io::open_under(table, at, regime, &mut opened) {
+            Ok(Ok(())) => found.push(opened),
+            Ok(Err(error)) => failure = error,
+            // Only in recovery from before the rotation. Most pages may be under another key.
+            Err(PageError::Key(error)) if error.is_destroyed() => destroyed = Some(error),
+            Err(error) => return Err(error),
         }
     }
     let in_clear = plain && pg::header_is_valid(page, at.fork);
@@ -53,6 +57,10 @@ pub(crate) fn open(
     }
     match decide(found)? {
         Some(opened) => *page = opened,
+        // The server could not go on, and must not take it for damaged.
+        None if destroyed.is_some() && !in_clear => {
+            return Err(destroyed.map_or(PageError::Ambiguous, PageError::Key));
+        }
         // It may be under a key that the WAL has yet to bring, together with the page itself.
         None if plain
             && at.fork == Fork::Main

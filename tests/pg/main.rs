@@ -6,6 +6,7 @@ mod crash;
 mod ddl;
 mod decrypt;
 mod demo;
+mod destroy;
 mod double_write;
 mod enforce;
 mod failover;

@@ -19,7 +19,7 @@ use pgrx::prelude::*;
 use super::server;
 use super::smgr_table::{SmgrTable, TableError, phantom_relation};
 use crate::ffi::compat::{self, md, md::slot};
-use crate::page_io::{self, Opened, PageAddress, Sealed};
+use crate::page_io::{self, Cause, Opened, PageAddress, Sealed};
 use crate::process::Process;
 use crate::{double_write, report, tablespace, tablespace_error};
 
@@ -108,6 +108,10 @@ unsafe extern "C-unwind" fn open_page(
     let (at, page) = unsafe { (address(reln, fork, block), &mut *buffer.cast::<Page>()) };
     match page_io::open(table, at, page) {
         Ok(Opened::Page) => (),
+        // Not a page that zero_damaged_pages may wipe: an older keyring may still open it.
+        Ok(Opened::Refused(Cause::Destroyed(gone))) if !matches!(at.fork, Fork::Fsm | Fork::Vm) => {
+            report::page_destroyed(at, gone);
+        }
         Ok(opened) => report::opened(at, opened),
         Err(error) => report::page_error("read", at, &error),
     }

@@ -12,7 +12,7 @@ use crate::keys::KeyError;
 use crate::line_facts::{self, LineFacts};
 use crate::manifest::Manifest;
 use crate::span::OPEN_END;
-use crate::{keys, placeholder, redirect, report, settings, tablespace, wal, wal_keys};
+use crate::{destroy, keys, placeholder, redirect, report, settings, tablespace, wal, wal_keys};
 
 /// Our resource manager's ID, in every WAL that pg_tde ever wrote: never to be changed.
 pub(crate) const ID: u8 = 158;
@@ -69,9 +69,14 @@ unsafe extern "C-unwind" fn redo(reader: *mut XLogReaderState) {
 }
 
 /// Stores root and record in the keyring.
-fn import(table: &KeyTable, exported: &[u8]) -> Result<Imported, Box<dyn std::error::Error>> {
+fn import(table: &KeyTable, exported: &[u8], retain: bool) -> Result<Imported, Box<dyn std::error::Error>> {
     let imported = loop {
-        match keyring::Keyring::import(&settings::keyring_directory(), exported) {
+        let dir = settings::keyring_directory();
+        let imported = match retain {
+            true => keyring::Keyring::import_and_retain(&dir, exported),
+            false => keyring::Keyring::import(&dir, exported),
+        };
+        match imported {
             // Somebody works on the keyring; an error would end the server.
             Err(KeyringError::LockBusy { .. }) => {
                 report::waiting_for_keyring();
@@ -88,7 +93,7 @@ fn import(table: &KeyTable, exported: &[u8]) -> Result<Imported, Box<dyn std::er
 
 fn redo_wal_line(exported: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
-    let imported = import(table, exported)?;
+    let imported = import(table, exported, false)?;
     // Without redirection this server could not read what follows.
     let wal_table = redirect::table().ok_or(
         "the write-ahead log is encrypted from here on: restart the server, so that it loads the key",
@@ -101,17 +106,23 @@ fn redo_line(payload: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
     // Before the import, which may replace what is here.
     line_facts::check_history(table, &facts, server::replay_position())?;
-    let imported = import(table, exported)?;
+    // The next recovery may begin before the last page under a key that is destroyed here.
+    let ends = facts.iter().map(|facts| facts.span.end).filter(|end| *end != OPEN_END);
+    let retain = ends.max().is_some_and(|end| end > server::completed_redo());
+    let imported = import(table, exported, retain)?;
     if let Some((named, from)) = line_facts::first_use(&facts).filter(|(_, from)| *from != OPEN_END) {
         Manifest::name(imported.keyring, named, from)?;
     }
     // The newest first: at no time may a tablespace be without a key to write under.
     for facts in facts.iter().rev() {
-        // What ended before this record was written is for old backups only.
-        let known = table.lines().any(|line| facts.is_of(&line) || line.awaited && line.line == facts.line.0);
-        if known || facts.span.end > server::replay_position() {
+        if facts.concerns(table, server::replay_position()) {
             facts.add_to(table)?;
         }
+    }
+    if imported.changed
+        && let Err(error) = destroy::settle(table)
+    {
+        report::destruction_not_settled(&error);
     }
     Ok(())
 }

@@ -132,6 +132,23 @@ pub(crate) fn completed_redo() -> u64 {
     unsafe { (&raw const (*control).checkPointCopy.redo).read_volatile() }
 }
 
+/// The segment in use ends here.
+pub(crate) fn switch_wal() {
+    // SAFETY: called by a backend outside of critical sections and of recovery, as pg_switch_wal does.
+    unsafe { pg_sys::RequestXLogSwitch(false) };
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}
+
+/// A time for people, in UTC.
+pub(crate) fn time(unix: u64) -> String {
+    format!("{} UTC", pgrx::datum::to_timestamp(unix as f64).to_utc())
+}
+
 /// Asks for what [`attach`] finds later. Called while shared memory is sized.
 pub(crate) fn request_shared_memory() {
     // SAFETY: called in shmem_request_hook, or before shared memory is created.

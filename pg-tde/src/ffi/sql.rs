@@ -5,10 +5,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
-use pgrx::datum::TimestampWithTimeZone;
+use keyring::DekState;
+use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
+use crate::destroy::{self, Request};
 use crate::key_table::{Counters, KeyTable, State};
 use crate::span::OPEN_END;
 use crate::tablespace::{self, TablespaceError};
@@ -83,6 +85,45 @@ fn resume_job(job: i64) {
 #[pg_extern(sql = false)]
 fn cancel_job(job: i64) -> i64 {
     jobs::cancel(job.cast_unsigned()).unwrap_or_else(|error| fail(&error)).cast_signed()
+}
+
+/// `tde.destroy_key_version(name text, key_version integer, waiting_period interval, confirm boolean)`: the key's state.
+#[pg_extern(sql = false)]
+fn destroy_key_version(
+    name: &str,
+    key_version: i32,
+    waiting_period: Interval,
+    confirm: bool,
+) -> &'static str {
+    let done = destroy_request(waiting_period, confirm)
+        .and_then(|request| destroy::version(name, key_version.cast_unsigned(), request));
+    done.unwrap_or_else(|error| fail(&error)).name()
+}
+
+/// `tde.cancel_key_destruction(name text, key_version integer)`
+#[pg_extern(sql = false)]
+fn cancel_key_destruction(name: &str, key_version: i32) {
+    destroy::cancel_version(name, key_version.cast_unsigned()).unwrap_or_else(|error| fail(&error));
+}
+
+/// `tde.shred_keys(line bigint, waiting_period interval, confirm boolean)`: the keys' state.
+#[pg_extern(sql = false)]
+fn shred_keys(line: i64, waiting_period: Interval, confirm: bool) -> &'static str {
+    let done = destroy_request(waiting_period, confirm)
+        .and_then(|request| destroy::line(line.cast_unsigned(), request));
+    done.unwrap_or_else(|error| fail(&error)).name()
+}
+
+/// `tde.cancel_shred_keys(line bigint)`
+#[pg_extern(sql = false)]
+fn cancel_shred_keys(line: i64) {
+    destroy::cancel_line(line.cast_unsigned()).unwrap_or_else(|error| fail(&error));
+}
+
+fn destroy_request(waiting: Interval, confirm: bool) -> Result<Request, TablespaceError> {
+    let seconds = waiting.as_micros() / 1_000_000;
+    let waiting = u64::try_from(seconds).map_err(|_| TablespaceError::NegativePeriod)?;
+    Ok(Request { waiting, confirm })
 }
 
 /// `tde.tablespace_is_encrypted(tablespace oid)`
@@ -236,6 +277,7 @@ fn key_versions() -> TableIterator<
         name!(key_state, String),
         name!(created, TimestampWithTimeZone),
         name!(master_key_version, Option<i32>),
+        name!(destroy_after, Option<TimestampWithTimeZone>),
     ),
 > {
     let keyring = match keys::open_keyring(table()) {
@@ -259,6 +301,12 @@ fn key_versions() -> TableIterator<
                 entry.state.to_string(),
                 pgrx::datum::to_timestamp(entry.created as f64),
                 entry.master_version().map(u32::cast_signed),
+                match entry.state {
+                    DekState::PendingDestruction { not_before } => {
+                        Some(pgrx::datum::to_timestamp(not_before as f64))
+                    }
+                    _ => None,
+                },
             ));
         }
     }

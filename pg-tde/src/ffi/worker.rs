@@ -46,6 +46,8 @@ fn worker(name: &str, function: &CStr, argument: u64) -> pg_sys::BackgroundWorke
 pub(crate) fn register() {
     let mut launcher = worker("pg_tde launcher", c"pg_tde_launcher", 0);
     launcher.bgw_restart_time = RESTART;
+    // On a standby too, where it only keeps house.
+    launcher.bgw_start_time = BgWorkerStartTime::BgWorkerStart_ConsistentState;
     // SAFETY: the server copies the struct.
     unsafe { pg_sys::RegisterBackgroundWorker(&raw mut launcher) }
 }
