@@ -92,6 +92,27 @@ AS 'MODULE_PATHNAME', 'cancel_shred_keys_wrapper';
 COMMENT ON FUNCTION tde.cancel_shred_keys(bigint) IS
 'take the planned destruction of all data keys of a line back';
 
+CREATE FUNCTION tde.lock()
+RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'lock_keys_wrapper';
+COMMENT ON FUNCTION tde.lock() IS
+'wipe the keys of all tablespaces from the memory of this server; what is encrypted cannot be used until tde.unlock()';
+
+CREATE FUNCTION tde.unlock()
+RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'unlock_keys_wrapper';
+COMMENT ON FUNCTION tde.unlock() IS
+'ask the HSM for the keys again';
+
+CREATE FUNCTION tde.is_locked()
+RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'is_locked_wrapper';
+COMMENT ON FUNCTION tde.is_locked() IS
+'whether the keys of this server are locked';
+
 CREATE FUNCTION tde.tablespace_is_encrypted(tablespace oid)
 RETURNS boolean
 LANGUAGE c STRICT STABLE PARALLEL SAFE

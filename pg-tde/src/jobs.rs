@@ -33,10 +33,12 @@ use crate::job_file::{self, JobId, Mark};
 use crate::job_table::{Job, Kind, Outcome, Phase};
 use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL};
 use crate::keys;
+use crate::lock;
 use crate::report;
 use crate::tablespace::{self, TablespaceError};
 use crate::tablespace_files;
 use crate::verify::{self, Checked, GoOn};
+use crate::watch::{self, Watch};
 use crate::{rewrite, settings};
 
 /// Between two looks at the lines, while there is something to do and while there is not.
@@ -52,9 +54,9 @@ const GRACE: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// Jobs that work at the same time; one while workers are scarce, which is remembered for a while.
 const AT_A_TIME: usize = 2;
+const LACK: Duration = Duration::from_secs(60);
 /// Between two looks at keys that were destroyed and are retained.
 const SETTLE: Duration = Duration::from_secs(10);
-const LACK: Duration = Duration::from_secs(60);
 
 /// The launcher: starts processes for jobs, a few at a time. Does not return.
 pub(crate) fn launch() -> ! {
@@ -68,14 +70,18 @@ pub(crate) fn launch() -> ! {
                 background::nap(SHORT_NAP);
                 continue;
             }
+            mark_checkpoint(table, &mut marked);
+            if lock::is_on() {
+                background::nap(SHORT_NAP);
+                continue;
+            }
             let tasks: Vec<_> = table.lines().filter_map(|line| Task::of(table, line)).collect();
             launch_all(table, &tasks);
             report_all(table);
-            mark_checkpoint(table, &mut marked);
             background::nap(match (tasks.is_empty(), table.lines().next()) {
                 (false, _) => SHORT_NAP,
-                (true, Some(_)) => CHECKPOINT_NAP,
-                (true, None) => LONG_NAP,
+                (true, Some(_)) => watch::pause(CHECKPOINT_NAP),
+                (true, None) => watch::pause(LONG_NAP),
             });
         } else {
             background::nap(LONG_NAP);
@@ -99,6 +105,7 @@ fn mark_checkpoint(table: &KeyTable, marked: &mut u64) {
 struct House {
     logged: bool,
     settled: Option<Instant>,
+    watch: Watch,
 }
 
 /// Destroyed keys reach the WAL, and go for good.
@@ -109,6 +116,8 @@ fn keep_house(table: &KeyTable, house: &mut House) {
             Err(error) => report::destruction_not_settled(&error),
         }
     }
+    lock::unlock_by_file(table);
+    house.watch.look(table);
     if house.settled.is_none_or(|last| last.elapsed() >= SETTLE) {
         house.settled = Some(Instant::now());
         if let Err(error) = destroy::settle_retained(table) {
@@ -345,7 +354,8 @@ pub(crate) fn rewrite(slot: usize, database: u32) {
     let Some(job) = table.jobs.get(slot) else { return };
     let Some(task) = Task::in_slot(table, job) else { return };
     let directory = if task.line.tablespace == PG_GLOBAL { 0 } else { database };
-    let unfinished = || task.unfinished(table, Some(directory), &mut |_| !job.must_stop());
+    let mut go_on = |_| !job.must_stop() && !lock::is_on();
+    let unfinished = || task.unfinished(table, Some(directory), &mut go_on);
     let only = match job.is_repair().then(unfinished).transpose() {
         Ok(found) => found.map(|found| found.iter().map(|file| file.number).collect()),
         Err(error) => report::job_failed(&error),
@@ -375,6 +385,9 @@ struct Work {
 impl Work {
     /// Why the job has to stop here, if it has to.
     fn stop(&self) -> Option<End> {
+        if lock::is_on() {
+            return Some(End::Again(Duration::from_secs(2)));
+        }
         match (self.task.is_current(self.table), self.job.is_paused()) {
             (false, _) => Some(End::Over),
             (true, true) => Some(End::Paused),

@@ -14,6 +14,9 @@ use crate::wal_table::WalTableFull;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum KeyError {
+    /// Somebody has locked the server.
+    #[error("the keys of this server are locked: tde.unlock() gives them back")]
+    Locked,
     /// `pg_tde.hsm` is empty.
     #[error(
         "pg_tde.hsm is not set: set it in postgresql.conf to soft:DIRECTORY, a store made by \"tde hsm init\", or to pkcs11:token=NAME?module-path=FILE, and restart the server"

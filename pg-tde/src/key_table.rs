@@ -102,6 +102,8 @@ pub(crate) struct KeyTable {
     recovery_from: AtomicU64,
     /// It began at the label of a base backup, whose files are newer.
     copied: AtomicU64,
+    /// See [`Lock`].
+    lock: AtomicU32,
     /// Work in the background.
     pub(crate) jobs: JobTable,
     entries: [Entry; MAX_ENTRIES],
@@ -192,6 +194,18 @@ pub(crate) enum TableError {
     },
 }
 
+/// Whether the server has its keys (`lock`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Lock {
+    /// As usual.
+    Open = 0,
+    /// Statements that need keys end and none begins.
+    Locking = 1,
+    /// There are no keys, and none is unwrapped.
+    Locked = 2,
+}
+
 /// What a tablespace that has a key is going through, and the key that pages are written under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -274,6 +288,21 @@ impl KeyTable {
     /// Rises with every change.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Acquire)
+    }
+
+    /// Whether the server has its keys.
+    pub(crate) fn lock(&self) -> Lock {
+        match self.lock.load(Acquire) {
+            0 => Lock::Open,
+            1 => Lock::Locking,
+            _ => Lock::Locked,
+        }
+    }
+
+    /// Changes that.
+    pub(crate) fn set_lock(&self, lock: Lock) {
+        self.lock.store(lock as u32, Release);
+        self.generation.fetch_add(1, Release);
     }
 
     /// The counters of a process.

@@ -12,13 +12,13 @@ use keyring::{
 
 use crate::ffi::server;
 pub(crate) use crate::key_error::KeyError;
-use crate::key_table::{KeyTable, LineInfo};
+use crate::key_table::{KeyTable, LineInfo, Lock};
 use crate::line_facts::{LineFacts, first_use};
 use crate::manifest::{Manifest, Named};
 use crate::pin_command::{self, PinCommandError};
 use crate::span::OPEN_END;
 use crate::wal_table::WalTable;
-use crate::{report, settings, wal_keys};
+use crate::{lock, report, settings, wal_keys};
 
 /// Logs in to the HSM that `pg_tde.hsm` names, with the PIN that `pg_tde.pin_command` prints.
 ///
@@ -327,12 +327,16 @@ pub(crate) fn unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyErr
                 report::waiting_for_hsm(line, &error);
                 server::wait_in_redo(15_000);
             }
+            Err(KeyError::Locked) if server::in_redo() => lock::wait_in_redo(table),
             result => return result,
         }
     }
 }
 
 fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
+    if table.lock() == Lock::Locked {
+        return Err(KeyError::Locked);
+    }
     if line.awaited {
         let (dir, line, tablespace) = (settings::keyring_directory(), line.line, line.tablespace);
         return Err(KeyError::LineLost { dir, line, tablespace });
@@ -359,6 +363,11 @@ fn try_unwrap_line(table: &KeyTable, line: LineInfo) -> Result<(), KeyError> {
     let dek = unlocked.dek_of(&scope, KeyVersion(line.version), &hsm)?;
     // Without a lock: whoever else does this now writes the same bytes.
     table.set_dek(line.index, &dek);
+    // Locked since: the keys are wiped already.
+    if table.lock() == Lock::Locked {
+        table.forget_dek(line.index);
+        return Err(KeyError::Locked);
+    }
     Ok(())
 }
 

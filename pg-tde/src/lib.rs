@@ -1,6 +1,6 @@
 //! Transparent data encryption for stock PostgreSQL.
 //!
-//! Loaded by `shared_preload_libraries`, the library replaces four entries of the server's storage manager table, so
+//! Loaded by `shared_preload_libraries`, the library replaces six entries of the server's storage manager table, so
 //! that every page of an encrypted tablespace is ciphertext in its file and plaintext in shared buffers.
 //!
 //! ```text
@@ -12,6 +12,7 @@
 //! manifest     what the data directory itself says of its keys
 //! tablespace   changing how a tablespace is stored
 //! destroy      destroying keys that nothing needs any more; needs: what does
+//! lock         forgetting all keys until they are given back; watch: whether the HSM still lets them be used
 //! trial        reading pages that may be one of several things
 //! jobs         rewriting the pages of a tablespace in the background; rewrite: one database of it; job_table: what others see; job_file: hints on disk
 //! placeholder  torn pages that recovery meets before their image
@@ -32,6 +33,7 @@ mod key_error;
 mod key_table;
 mod keys;
 mod line_facts;
+mod lock;
 mod manifest;
 mod needs;
 mod page_io;
@@ -52,3 +54,4 @@ mod verify;
 mod wal;
 mod wal_keys;
 mod wal_table;
+mod watch;

@@ -5,13 +5,16 @@
 //! sessions between `pg_backup_start` and `pg_backup_stop` cannot be seen from here; who destroys a key answers for them.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use keyring::WalPosition;
-use pgrx::prelude::*;
 use wal_cipher::name::SegmentName;
 
-use crate::ffi::server;
+use crate::ffi::{background, server};
 use crate::keys;
+
+/// How long slots that are in use are waited for.
+const SLOT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a key is not destroyed.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +155,7 @@ pub(crate) fn check(end: u64) -> Result<(), StillNeeded> {
     // The segment that holds the end goes with the first checkpoint in a later one.
     if server::completed_redo() < end || oldest_segment()?.is_some_and(|oldest| oldest < end) {
         server::switch_wal();
+        wait_for_slots(server::insert_position())?;
         server::checkpoint();
     }
     let (redo, end) = (WalPosition(server::completed_redo()), WalPosition(end));
@@ -164,6 +168,25 @@ pub(crate) fn check(end: u64) -> Result<(), StillNeeded> {
         }
         _ => Ok(()),
     }
+}
+
+/// Standbys that stream get a moment to fetch the rest of the segment, which their slots would keep otherwise.
+fn wait_for_slots(position: u64) -> Result<(), StillNeeded> {
+    let query = format!(
+        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_replication_slots \
+         WHERE active AND restart_lsn OPERATOR(pg_catalog.<) '{}'::pg_catalog.pg_lsn",
+        WalPosition(position - position % server::segment_size())
+    );
+    let begin = Instant::now();
+    while begin.elapsed() < SLOT_PATIENCE {
+        let behind = server::ask::<i64>(&query)
+            .map_err(|error| StillNeeded::Unknown { what: "replication slots", error })?;
+        if behind == Some(0) {
+            break;
+        }
+        background::doze(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 fn wal_directory() -> std::path::PathBuf {
@@ -196,7 +219,7 @@ fn keeper(oldest: u64, end: WalPosition) -> Result<String, StillNeeded> {
          WHERE restart_lsn OPERATOR(pg_catalog.<) '{end}'::pg_catalog.pg_lsn"
     );
     let failed = |what| move |error| StillNeeded::Unknown { what, error };
-    if let Some(slots) = Spi::get_one::<String>(&query).map_err(failed("replication slots"))? {
+    if let Some(slots) = server::ask::<String>(&query).map_err(failed("replication slots"))? {
         return Ok(format!("replication slots: {slots}"));
     }
     let kept = server::setting(c"wal_keep_size").filter(|size| size != "0");
@@ -216,7 +239,7 @@ fn keeper(oldest: u64, end: WalPosition) -> Result<String, StillNeeded> {
 fn refuse_running_backup() -> Result<(), StillNeeded> {
     let query = "SELECT pg_catalog.min(pid) FROM pg_catalog.pg_stat_progress_basebackup";
     let pid =
-        Spi::get_one::<i32>(query).map_err(|error| StillNeeded::Unknown { what: "base backups", error })?;
+        server::ask::<i32>(query).map_err(|error| StillNeeded::Unknown { what: "base backups", error })?;
     pid.map_or(Ok(()), |pid| Err(StillNeeded::BackupRunning(pid)))
 }
 

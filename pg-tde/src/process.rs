@@ -110,6 +110,23 @@ impl Process {
         })
     }
 
+    /// Wipes what this process derived from keys that are not in the table any more, if it has a state and nobody uses it. Called when the
+    /// server closes a file, which every process does at a barrier. Processes that write for others, and may have no file open
+    /// at the next barrier, keep nothing over a closing.
+    pub(crate) fn wipe_here() {
+        // Not while a page is opened or sealed; and at the end of a process it may be gone.
+        let _skipped = PROCESS.try_with(|slot| {
+            if let Ok(mut slot) = slot.try_borrow_mut()
+                && let Some(process) = slot.as_mut().filter(|process| process.pid == server::pid())
+            {
+                process.refresh();
+                if server::writes_for_others() {
+                    process.ciphers.clear();
+                }
+            }
+        });
+    }
+
     fn refresh(&mut self) {
         let generation = self.table.generation();
         if generation != self.generation {

@@ -135,6 +135,104 @@ pub(crate) fn page_destroyed(at: PageAddress, gone: Gone) -> ! {
     unreachable!("an ERROR does not return");
 }
 
+const NOT_READY: PgSqlErrorCode = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+
+/// A statement needs a tablespace that is locked. Does not return.
+pub(crate) fn locked_statement(tablespace: u32, error: &dyn Error) {
+    send(
+        PgLogLevel::ERROR,
+        NOT_READY,
+        &format!("tablespace {tablespace} cannot be used: {error}"),
+        "",
+        "SELECT tde.unlock()",
+    );
+}
+
+/// A relation's size is asked for in a tablespace that is locked. Does not return.
+pub(crate) fn locked_relation(relation: RelationId, error: &dyn Error) {
+    send(
+        PgLogLevel::ERROR,
+        NOT_READY,
+        &format!("relation {relation} cannot be used: {error}"),
+        "",
+        "SELECT tde.unlock()",
+    );
+}
+
+/// The keys were wiped, and so many statements of others went on nevertheless.
+pub(crate) fn locked(running: i64) {
+    let detail = match running {
+        0 => String::new(),
+        running => format!(
+            "{running} statements had not ended; they fail where they need a page that is not in the buffers."
+        ),
+    };
+    log("pg_tde has locked the keys of this server", &detail);
+}
+
+/// The keys are back.
+pub(crate) fn unlocked() {
+    log("pg_tde has unlocked the keys of this server", "");
+}
+
+/// The file that asks for it was there, but the keys could not be had.
+pub(crate) fn not_unlocked(error: &dyn Error) {
+    send(PgLogLevel::WARNING, NOT_READY, "pg_tde cannot unlock the keys of this server", &chain(error), "");
+}
+
+/// The HSM has refused the master key, and the server goes on nevertheless.
+pub(crate) fn not_locked(error: &dyn Error) {
+    send(
+        PgLogLevel::WARNING,
+        NOT_READY,
+        "pg_tde cannot lock the keys of this server",
+        &chain(error),
+        "It tries again with the next look at the HSM.",
+    );
+}
+
+/// Redo waits.
+pub(crate) fn redo_waits_for_unlock() {
+    send(
+        PgLogLevel::WARNING,
+        NOT_READY,
+        "recovery waits: the keys of this server are locked",
+        "",
+        "It goes on after SELECT tde.unlock().",
+    );
+}
+
+/// The HSM lets the master key be used again.
+pub(crate) fn hsm_is_back() {
+    log("pg_tde: the HSM answers, and lets the master key be used", "");
+}
+
+/// The HSM does not answer.
+pub(crate) fn hsm_is_away(error: &KeyError) {
+    send(
+        PgLogLevel::WARNING,
+        NOT_READY,
+        "pg_tde cannot ask the HSM whether it may still use the master key",
+        &chain(error),
+        "The server goes on with the keys that it has. It could not be started now, and no key be made or rotated.",
+    );
+}
+
+/// The HSM says no.
+pub(crate) fn hsm_refuses(error: &KeyError, locks: bool) {
+    send(
+        PgLogLevel::WARNING,
+        NOT_READY,
+        "pg_tde: the HSM does not let this server use the master key",
+        &chain(error),
+        if locks {
+            "The server is being locked, as pg_tde.lock_on_refusal says."
+        } else {
+            "The server goes on with the keys that it has. It could not be started now."
+        },
+    );
+}
+
 /// A key was destroyed: one version, or all.
 pub(crate) fn key_destroyed(scope: &Scope, version: Option<KeyVersion>) {
     let what = version.map_or("every version".to_owned(), |version| format!("version {version}"));

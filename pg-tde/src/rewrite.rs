@@ -13,7 +13,7 @@ use crate::ffi::compat::RelationId;
 use crate::ffi::{background, pages, server};
 use crate::job_file::Mark;
 use crate::job_table::{Job, Outcome};
-use crate::{job_file, report, settings};
+use crate::{job_file, lock, report, settings};
 
 /// Blocks that are rewritten under one lock of their relation.
 const CHUNK: u32 = 128;
@@ -96,7 +96,7 @@ impl Work<'_> {
         let (mut locked, mut failures, mut single) = (0, 0, 0);
         for (number, fork) in FORKS.into_iter().enumerate().skip(first_fork) {
             loop {
-                if self.job.must_stop() {
+                if self.job.must_stop() || lock::is_on() {
                     self.pace.save(self.job, self.marks);
                     return false;
                 }

@@ -19,6 +19,8 @@ static CIPHER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(
 static ENCRYPT_WAL: GucSetting<bool> = GucSetting::<bool>::new(false);
 static ENCRYPT_TEMP_FILES: GucSetting<bool> = GucSetting::<bool>::new(false);
 static ENFORCE: GucSetting<bool> = GucSetting::<bool>::new(false);
+static HSM_CHECK_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(300);
+static LOCK_ON_REFUSAL: GucSetting<bool> = GucSetting::<bool>::new(false);
 static JOB_COST_DELAY: GucSetting<f64> = GucSetting::<f64>::new(2.0);
 static JOB_COST_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(256);
 static JOB_LOG_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(60);
@@ -99,6 +101,24 @@ pub(crate) fn define() {
         GucContext::Suset,
         GucFlags::default(),
     );
+    GucRegistry::define_int_guc(
+        c"pg_tde.hsm_check_interval",
+        c"How often the server asks the HSM whether it may still use the master key.",
+        c"0 switches that off.",
+        &HSM_CHECK_INTERVAL,
+        0,
+        86_400,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_bool_guc(
+        c"pg_tde.lock_on_refusal",
+        c"Locks the server, as tde.lock() does, when the HSM refuses the master key.",
+        c"Not when the HSM does not answer.",
+        &LOCK_ON_REFUSAL,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     GucRegistry::define_float_guc(
         c"pg_tde.job_cost_delay",
         c"How long a job that rewrites pages pauses, again and again.",
@@ -176,6 +196,17 @@ pub(crate) fn encrypt_temp_files() -> bool {
 /// `pg_tde.enforce_encryption`
 pub(crate) fn enforce_encryption() -> bool {
     ENFORCE.get()
+}
+
+/// `pg_tde.hsm_check_interval`
+pub(crate) fn hsm_check_interval() -> Option<Duration> {
+    let seconds = HSM_CHECK_INTERVAL.get().unsigned_abs();
+    (seconds != 0).then(|| Duration::from_secs(seconds.into()))
+}
+
+/// `pg_tde.lock_on_refusal`
+pub(crate) fn lock_on_refusal() -> bool {
+    LOCK_ON_REFUSAL.get()
 }
 
 /// `pg_tde.job_cost_delay`

@@ -30,14 +30,14 @@ use page_cipher::CipherId;
 
 use crate::ffi::compat::RelationId;
 use crate::ffi::server;
-use crate::key_table::{KeyTable, LineInfo, PG_DEFAULT, PG_GLOBAL, State, TableError};
+use crate::key_table::{KeyTable, LineInfo, Lock, PG_DEFAULT, PG_GLOBAL, State, TableError};
 use crate::keys::{self, KeyError};
 use crate::line_facts::LineFacts;
 use crate::manifest::Manifest;
 use crate::span::Span;
 pub(crate) use crate::tablespace_error::TablespaceError;
 use crate::tablespace_files::{directory, relation_files};
-use crate::{jobs, report, settings, wal, wal_keys};
+use crate::{jobs, lock, report, settings, wal, wal_keys};
 
 static TABLE: OnceLock<&'static KeyTable> = OnceLock::new();
 
@@ -62,6 +62,9 @@ pub(crate) fn changeable() -> Result<&'static KeyTable, TablespaceError> {
         return Err(TablespaceError::InRecovery);
     }
     keys::ensure_compared(table)?;
+    if table.lock() != Lock::Open {
+        return Err(KeyError::Locked.into());
+    }
     Ok(table)
 }
 
@@ -73,11 +76,7 @@ pub(crate) fn changeable() -> Result<&'static KeyTable, TablespaceError> {
 /// # Errors
 /// See [`TablespaceError`].
 pub(crate) fn encrypt(name: &str, cipher: CipherId, wait: bool) -> Result<Option<u64>, TablespaceError> {
-    let table = key_table().ok_or(TablespaceError::NotActive)?;
-    if server::recovery_in_progress() {
-        return Err(TablespaceError::InRecovery);
-    }
-    keys::ensure_compared(table)?;
+    let table = changeable()?;
     let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
     refuse_encrypted(table, name, oid)?;
     if wait && server::made_files_in(oid) {
@@ -152,14 +151,10 @@ fn put_to_use(
 /// # Errors
 /// See [`TablespaceError`].
 pub(crate) fn rotate_data_key(name: &str, wait: bool) -> Result<u64, TablespaceError> {
-    let table = key_table().ok_or(TablespaceError::NotActive)?;
-    if server::recovery_in_progress() {
-        return Err(TablespaceError::InRecovery);
-    }
+    let table = changeable()?;
     if wait {
         server::refuse_in_transaction_block();
     }
-    keys::ensure_compared(table)?;
     let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
     let line = put_next_to_use(table, name, oid)?;
     jobs::wake_launcher(table);
@@ -176,14 +171,10 @@ pub(crate) fn rotate_data_key(name: &str, wait: bool) -> Result<u64, TablespaceE
 /// # Errors
 /// See [`TablespaceError`].
 pub(crate) fn decrypt(name: &str, wait: bool) -> Result<u64, TablespaceError> {
-    let table = key_table().ok_or(TablespaceError::NotActive)?;
-    if server::recovery_in_progress() {
-        return Err(TablespaceError::InRecovery);
-    }
+    let table = changeable()?;
     if wait {
         server::refuse_in_transaction_block();
     }
-    keys::ensure_compared(table)?;
     let oid = server::tablespace_oid(name).ok_or_else(|| TablespaceError::Unknown(name.to_owned()))?;
     if settings::enforce_encryption() {
         return Err(TablespaceError::EnforcedAlready(name.to_owned()));
@@ -387,6 +378,7 @@ pub(crate) fn before_create(table: &KeyTable, relation: RelationId) -> Result<()
     if table.lines().any(|line| line.tablespace == relation.tablespace) {
         keys::ensure_compared(table)?;
     }
+    lock::refuse(table, relation.tablespace)?;
     if !relation.temporary {
         refuse_plain(table, relation.tablespace)?;
     }
@@ -463,10 +455,7 @@ fn retire(table: &KeyTable, line: LineInfo) -> Result<(), TablespaceError> {
 /// See [`TablespaceError`]. Keys that are not wrapped anew yet stay usable under the old version; calling this
 /// again goes on.
 pub(crate) fn rotate_master_key() -> Result<Rewrapped, TablespaceError> {
-    let table = key_table().ok_or(TablespaceError::NotActive)?;
-    if server::recovery_in_progress() {
-        return Err(TablespaceError::InRecovery);
-    }
+    let table = changeable()?;
     let mut hsm = keys::open_hsm()?;
     let _keyring = server::lock_keyring();
     let keyring = keys::open_keyring(table)?;

@@ -62,6 +62,9 @@ pub(crate) enum TablespaceError {
     /// `pg_tde.cipher` or the argument.
     #[error(transparent)]
     Cipher(#[from] UnknownCipher),
+    /// What runs cannot be seen.
+    #[error("cannot see which statements run: {0}")]
+    Activity(pgrx::spi::Error),
     /// A waiting period of less than nothing.
     #[error("the waiting period must not be negative")]
     NegativePeriod,

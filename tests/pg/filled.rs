@@ -135,7 +135,13 @@ pub(crate) fn assert_plain(cluster: &Cluster) {
 /// Waits until a standby has replayed what its primary has flushed.
 pub(crate) fn catch_up(primary: &Cluster, standby: &Cluster) {
     let target = primary.text("SELECT pg_current_wal_flush_lsn()");
+    let begin = Instant::now();
     while standby.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) != "t" {
+        assert!(
+            begin.elapsed() < Duration::from_secs(120),
+            "it does not catch up:\n{}",
+            standby.log_since_start()
+        );
         thread::sleep(Duration::from_millis(20));
     }
 }

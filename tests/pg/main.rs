@@ -23,6 +23,7 @@ mod job_trouble;
 mod jobs;
 mod keys;
 mod ledger;
+mod lock;
 mod maintenance;
 mod page_path;
 mod pkcs11;

@@ -103,6 +103,8 @@ pub(crate) mod md {
 
     /// Where the slots that are replaced stand in the table.
     pub(crate) mod slot {
+        /// `smgr_close`
+        pub(crate) const CLOSE: usize = 3;
         /// `smgr_create`
         pub(crate) const CREATE: usize = 4;
         /// `smgr_extend`
@@ -111,6 +113,8 @@ pub(crate) mod md {
         pub(crate) const READ: usize = if cfg!(feature = "pg15") { 9 } else { 10 };
         /// `smgr_write`, from 17 on `smgr_writev`
         pub(crate) const WRITE: usize = READ + 1;
+        /// `smgr_nblocks`
+        pub(crate) const NBLOCKS: usize = if cfg!(feature = "pg18") { 15 } else { WRITE + 2 };
     }
 }
 

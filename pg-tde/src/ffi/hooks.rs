@@ -19,9 +19,10 @@ use pgrx::prelude::*;
 use super::server;
 use super::smgr_table::{SmgrTable, TableError, phantom_relation};
 use crate::ffi::compat::{self, md, md::slot};
+use crate::key_table::Lock;
 use crate::page_io::{self, Cause, Opened, PageAddress, Sealed};
 use crate::process::Process;
-use crate::{double_write, report, tablespace, tablespace_error};
+use crate::{double_write, lock, report, tablespace, tablespace_error};
 
 /// While set, hooks note that they were reached and do nothing else.
 static MARKER_MODE: AtomicU32 = AtomicU32::new(0);
@@ -47,10 +48,12 @@ pub(crate) fn install() -> Result<(), TableError> {
     let table = SmgrTable::find()?;
     MARKER_MODE.store(1, Ordering::Relaxed);
     table.replace(&[
+        (slot::CLOSE, close as *const () as usize),
         (slot::CREATE, create as *const () as usize),
         (slot::EXTEND, extend as *const () as usize),
         (slot::READ, read as *const () as usize),
         (slot::WRITE, write as *const () as usize),
+        (slot::NBLOCKS, nblocks as *const () as usize),
     ])?;
     let mut phantom = phantom_relation();
     let mut page = [0u8; page_cipher::pg::PAGE_SIZE];
@@ -273,6 +276,48 @@ unsafe extern "C-unwind" fn extend(
     unsafe {
         let page = seal_page(reln, fork, block, buffer, false);
         md::mdextend(reln, fork, block, page, skip_fsync);
+    }
+}
+
+/// Refuses, or in redo lets wait, whoever needs pages while the server is locked: nearly everybody asks for the size of a relation
+/// first, also when its pages are in the buffers.
+///
+/// # Safety
+/// `reln` is valid.
+#[pg_guard]
+unsafe extern "C-unwind" fn before_nblocks(reln: SMgrRelation) {
+    let Some(table) = tablespace::key_table().filter(|table| table.lock() != Lock::Open) else { return };
+    // SAFETY: the caller's promise.
+    let relation = compat::relation_id(unsafe { &*reln });
+    if !relation.temporary
+        && let Err(error) = lock::refuse(table, relation.tablespace)
+    {
+        report::locked_relation(relation, &error);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn before_close() {
+    if tablespace::key_table().is_some() {
+        Process::wipe_here();
+    }
+}
+
+/// `smgr_nblocks`
+unsafe extern "C-unwind" fn nblocks(reln: SMgrRelation, fork: ForkNumber::Type) -> BlockNumber {
+    // SAFETY: the arguments are passed on as they came.
+    unsafe {
+        before_nblocks(reln);
+        md::mdnblocks(reln, fork)
+    }
+}
+
+/// `smgr_close`
+unsafe extern "C-unwind" fn close(reln: SMgrRelation, fork: ForkNumber::Type) {
+    // SAFETY: the arguments are passed on as they came.
+    unsafe {
+        before_close();
+        md::mdclose(reln, fork);
     }
 }
 

@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
 use super::{hooks, io, rmgr, server, shared, utility, worker};
+use crate::key_table::Lock;
 use crate::{double_write, keys, redirect, report, settings, tablespace};
 
 pgrx::pg_module_magic!();
@@ -159,6 +160,8 @@ unsafe extern "C-unwind" fn attach() {
     server::attach();
     let Some(table) = tablespace::key_table() else { return };
     table.placeholders.clear();
+    // Recovery needs the keys.
+    table.set_lock(Lock::Open);
     table.forget_logged();
     table.set_recovery_from(keys::redo_begins());
     table.set_copied(keys::is_base_backup());

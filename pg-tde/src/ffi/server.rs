@@ -138,6 +138,38 @@ pub(crate) fn switch_wal() {
     unsafe { pg_sys::RequestXLogSwitch(false) };
 }
 
+/// Whether an error would end the server.
+pub(crate) fn in_critical_section() -> bool {
+    // SAFETY: a plain global of this process.
+    unsafe { pg_sys::CritSectionCount > 0 }
+}
+
+/// Whether this process writes out pages of others, and has no statements.
+pub(crate) fn writes_for_others() -> bool {
+    use pg_sys::BackendType::{B_BG_WRITER, B_CHECKPOINTER};
+    // SAFETY: a plain global of this process.
+    matches!(unsafe { pg_sys::MyBackendType }, B_BG_WRITER | B_CHECKPOINTER)
+}
+
+/// When the configuration was read last.
+pub(crate) fn reload_time() -> i64 {
+    // SAFETY: a plain global of this process.
+    unsafe { (&raw const pg_sys::PgReloadTime).read_volatile() }
+}
+
+/// Lets this transaction see anew what others do.
+pub(crate) fn clear_activity_snapshot() {
+    // SAFETY: called inside a transaction.
+    unsafe { pg_sys::pgstat_clear_snapshot() }
+}
+
+/// The tablespace of a relation by its OID; that of the database where the catalog says none.
+pub(crate) fn tablespace_of(relation: pg_sys::Oid) -> u32 {
+    // SAFETY: a catalog look-up inside a transaction, and a plain global.
+    let (own, default) = unsafe { (pg_sys::get_rel_tablespace(relation), pg_sys::MyDatabaseTableSpace) };
+    if own == pg_sys::InvalidOid { default.to_u32() } else { own.to_u32() }
+}
+
 /// Seconds since 1970.
 pub(crate) fn unix_now() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -247,11 +279,33 @@ pub(crate) fn check_for_interrupts() {
     pgrx::check_for_interrupts!();
 }
 
+/// Answers a question in SQL, also on a standby. `None` for NULL and no row.
+///
+/// # Errors
+/// When the server does not answer.
+pub(crate) fn ask<T: pgrx::FromDatum + pgrx::IntoDatum>(query: &str) -> Result<Option<T>, pgrx::spi::Error> {
+    // Not Spi::get_one, which begins a transaction that writes.
+    match pgrx::Spi::connect(|client| client.select(query, Some(1), &[])?.first().get_one::<T>()) {
+        Err(pgrx::spi::Error::InvalidPosition) => Ok(None),
+        answer => answer,
+    }
+}
+
 /// Checkpoints now and waits for it.
 pub(crate) fn checkpoint() {
+    request_checkpoint(0);
+}
+
+/// [`checkpoint`], which writes pages of unlogged relations too.
+pub(crate) fn checkpoint_everything() {
+    const FLUSH_ALL: i32 = 0x0010; // access/xlog.h
+    request_checkpoint(FLUSH_ALL);
+}
+
+fn request_checkpoint(more: i32) {
     const IMMEDIATE_FORCE_WAIT: i32 = 0x0004 | 0x0008 | 0x0020; // access/xlog.h
     // SAFETY: called by a backend outside any critical section and without locks, as CHECKPOINT does.
-    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| RequestCheckpoint(IMMEDIATE_FORCE_WAIT)) }
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| RequestCheckpoint(IMMEDIATE_FORCE_WAIT | more)) }
 }
 
 unsafe extern "C-unwind" {

@@ -15,7 +15,7 @@ use crate::key_table::{Counters, KeyTable, State};
 use crate::span::OPEN_END;
 use crate::tablespace::{self, TablespaceError};
 use crate::verify::{self, Checked};
-use crate::{jobs, keys, redirect, report, settings, tablespace_error};
+use crate::{jobs, keys, lock, redirect, report, settings, tablespace_error};
 
 fn fail(error: &TablespaceError) -> ! {
     report::send(
@@ -124,6 +124,24 @@ fn destroy_request(waiting: Interval, confirm: bool) -> Result<Request, Tablespa
     let seconds = waiting.as_micros() / 1_000_000;
     let waiting = u64::try_from(seconds).map_err(|_| TablespaceError::NegativePeriod)?;
     Ok(Request { waiting, confirm })
+}
+
+/// `tde.lock()`
+#[pg_extern(sql = false)]
+fn lock_keys() {
+    lock::lock(lock::Wait::Statements).unwrap_or_else(|error| fail(&error));
+}
+
+/// `tde.unlock()`
+#[pg_extern(sql = false)]
+fn unlock_keys() {
+    lock::unlock().unwrap_or_else(|error| fail(&error));
+}
+
+/// `tde.is_locked()`
+#[pg_extern(sql = false)]
+fn is_locked() -> bool {
+    lock::is_on()
 }
 
 /// `tde.tablespace_is_encrypted(tablespace oid)`

@@ -7,7 +7,8 @@ use pgrx::prelude::*;
 use pgrx::{PgList, PgLogLevel, PgSqlErrorCode};
 
 use super::{background, server};
-use crate::{keys, placeholder, report, settings, tablespace};
+use crate::key_table::Lock;
+use crate::{keys, lock, placeholder, report, settings, tablespace};
 
 static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut NEXT_EXECUTOR_START: pg_sys::ExecutorStart_hook_type = None;
@@ -53,10 +54,34 @@ unsafe extern "C-unwind" fn refuse_torn_pages() {
     }
 }
 
+/// While the server is locked, statements on relations in tablespaces with a key do not begin, also where pages are in the buffers.
+///
+/// # Safety
+/// `query` is a query that is about to be executed.
+#[pg_guard]
+unsafe extern "C-unwind" fn refuse_locked(query: *mut pg_sys::QueryDesc) {
+    let Some(table) = tablespace::key_table().filter(|table| table.lock() != Lock::Open) else { return };
+    // SAFETY: the caller's promise; the range table is a list of range table entries.
+    unsafe {
+        let entries = PgList::<pg_sys::RangeTblEntry>::from_pg((*(*query).plannedstmt).rtable);
+        for entry in entries.iter_ptr() {
+            let stored = matches!((*entry).relkind as u8, b'r' | b't' | b'm' | b'S');
+            if (*entry).rtekind != pg_sys::RTEKind::RTE_RELATION || !stored {
+                continue;
+            }
+            let tablespace = server::tablespace_of((*entry).relid);
+            if let Err(error) = lock::refuse(table, tablespace) {
+                report::locked_statement(tablespace, &error);
+            }
+        }
+    }
+}
+
 unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
     // SAFETY: the arguments are passed on as they came; the static was set before any child existed.
     unsafe {
         refuse_torn_pages();
+        refuse_locked(query);
         match NEXT_EXECUTOR_START {
             Some(next) => next(query, flags),
             None => standard_ExecutorStart(query, flags),
