@@ -2,7 +2,7 @@
 //!
 //! A page that cannot be written must never be lost, and the server never be ended by it. So, in this order:
 //!
-//! 1. `locking`: no statement begins that names a relation in a tablespace with a key, and nobody asks for the size of one, which every scan, insertion
+//! 1. `locking`: no statement runs, and no cursor goes on, that names a relation in a tablespace with a key, and nobody asks for the size of one, which every scan, insertion
 //!    and vacuum does;
 //! 2. statements that run end, or some seconds pass;
 //! 3. a checkpoint writes what they changed, pages of unlogged relations too;

@@ -95,7 +95,15 @@ pub(crate) fn tablespace(name: &str) -> Result<Vec<Checked>, TablespaceError> {
         ) => line,
     };
     let strict = line.span.refuses_plain(NOW);
-    let lines: Vec<_> = table.lines().filter(|other| other.tablespace == oid && other.span.alive()).collect();
+    let of_it = |other: &LineInfo| other.tablespace == oid && other.span.end != 0;
+    // What a job, or redo, brought under another key may not be written out yet.
+    let since = |redo: u64| move |other: &LineInfo| other.span.alive() || other.span.end > redo;
+    let redo = server::completed_redo();
+    let behind = table.lines().filter(of_it).any(|other| !other.span.alive() && other.span.end > redo);
+    if behind && !server::recovery_in_progress() {
+        server::checkpoint();
+    }
+    let lines: Vec<_> = table.lines().filter(of_it).filter(since(server::completed_redo())).collect();
     let wanted = if strict { Wanted::Encrypted } else { Wanted::Either };
     check(table, &lines, Rules { wanted, first_only: false, directory: None }, &mut |_| true)
 }

@@ -122,6 +122,11 @@ fn a_locked_server_refuses_what_is_encrypted_and_loses_nothing() {
         cluster.run("SELECT tde.lock()");
         let acknowledged = load.check(|| {
             assert_locked(&cluster);
+            if round == 0 {
+                let error =
+                    open.try_run("FETCH 5 FROM c").expect_err("the cursor is on locked rows").to_string();
+                assert!(error.contains(LOCKED), "{error}");
+            }
             // Checkpoints, the background writer and autovacuum go on meanwhile.
             cluster.try_run("CHECKPOINT").unwrap();
             thread::sleep(Duration::from_millis(300));

@@ -11,6 +11,7 @@ use crate::key_table::Lock;
 use crate::{keys, lock, placeholder, report, settings, tablespace};
 
 static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
+static mut NEXT_EXECUTOR_RUN: pg_sys::ExecutorRun_hook_type = None;
 static mut NEXT_EXECUTOR_START: pg_sys::ExecutorStart_hook_type = None;
 
 /// Chains our hooks before those that are there.
@@ -19,6 +20,8 @@ pub(crate) fn install() {
     unsafe {
         NEXT_UTILITY = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(process_utility);
+        NEXT_EXECUTOR_RUN = pg_sys::ExecutorRun_hook;
+        pg_sys::ExecutorRun_hook = Some(executor_run);
         NEXT_EXECUTOR_START = pg_sys::ExecutorStart_hook;
         pg_sys::ExecutorStart_hook = Some(executor_start);
     }
@@ -29,6 +32,21 @@ pub(crate) fn install() {
 unsafe extern "C-unwind" {
     /// executor/executor.h
     fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: i32);
+    /// executor/executor.h
+    #[cfg(not(feature = "pg18"))]
+    fn standard_ExecutorRun(
+        query: *mut pg_sys::QueryDesc,
+        direction: pg_sys::ScanDirection::Type,
+        count: u64,
+        once: bool,
+    );
+    /// executor/executor.h
+    #[cfg(feature = "pg18")]
+    fn standard_ExecutorRun(
+        query: *mut pg_sys::QueryDesc,
+        direction: pg_sys::ScanDirection::Type,
+        count: u64,
+    );
     /// tcop/utility.h
     fn standard_ProcessUtility(
         statement: *mut pg_sys::PlannedStmt,
@@ -54,10 +72,11 @@ unsafe extern "C-unwind" fn refuse_torn_pages() {
     }
 }
 
-/// While the server is locked, statements on relations in tablespaces with a key do not begin, also where pages are in the buffers.
+/// While the server is locked, statements on relations in tablespaces with a key do not run, and cursors on them do not go on, also where
+/// pages are in the buffers.
 ///
 /// # Safety
-/// `query` is a query that is about to be executed.
+/// `query` is a query that was begun.
 #[pg_guard]
 unsafe extern "C-unwind" fn refuse_locked(query: *mut pg_sys::QueryDesc) {
     let Some(table) = tablespace::key_table().filter(|table| table.lock() != Lock::Open) else { return };
@@ -77,11 +96,43 @@ unsafe extern "C-unwind" fn refuse_locked(query: *mut pg_sys::QueryDesc) {
     }
 }
 
+#[cfg(not(feature = "pg18"))]
+unsafe extern "C-unwind" fn executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+    once: bool,
+) {
+    // SAFETY: the arguments are passed on as they came; the static was set before any child existed.
+    unsafe {
+        refuse_locked(query);
+        match NEXT_EXECUTOR_RUN {
+            Some(next) => next(query, direction, count, once),
+            None => standard_ExecutorRun(query, direction, count, once),
+        }
+    }
+}
+
+#[cfg(feature = "pg18")]
+unsafe extern "C-unwind" fn executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+) {
+    // SAFETY: the arguments are passed on as they came; the static was set before any child existed.
+    unsafe {
+        refuse_locked(query);
+        match NEXT_EXECUTOR_RUN {
+            Some(next) => next(query, direction, count),
+            None => standard_ExecutorRun(query, direction, count),
+        }
+    }
+}
+
 unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
     // SAFETY: the arguments are passed on as they came; the static was set before any child existed.
     unsafe {
         refuse_torn_pages();
-        refuse_locked(query);
         match NEXT_EXECUTOR_START {
             Some(next) => next(query, flags),
             None => standard_ExecutorStart(query, flags),
