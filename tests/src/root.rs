@@ -1,5 +1,6 @@
 //! The private copy of PostgreSQL.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -32,9 +33,11 @@ impl PgRoot {
         let pg_config = installed_pg_config();
         let printed = command_output(Command::new(&pg_config).arg("--version"));
         let major = printed.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse().ok()).unwrap();
-        // One copy for each version and build folder: a bench (release) and a test (dev) may run side by side.
+        // One copy for each version and build folder: a bench (release) and a test (dev), or two checkouts, may run side by side.
         let profile = build.file_name().unwrap().to_str().unwrap().to_owned();
-        let name = format!("root-{major}-{profile}");
+        let mut path = DefaultHasher::new();
+        build.hash(&mut path);
+        let name = format!("root-{major}-{profile}-{:08x}", path.finish() as u32);
         let dir = base.join(&name);
         let lock = fs::File::create(base.join(format!("{name}.lock"))).unwrap();
         flock(&lock, FlockOperation::LockExclusive).unwrap();
