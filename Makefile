@@ -106,8 +106,8 @@ install: build libraries install-files install-sqlite-files install-pkcs11-files
 # What other programs load, once more by itself: cargo gives packages that are built together the union of their features, and what the
 # tde command needs (AWS-LC for the HSM's objects, tokio) has no place in a server's or an application's process.
 libraries: setup
-	$(CARGO) build --locked -p pg-tde -p tde-sqlite $(FEATURES) --profile $(PROFILE)
-	@for library in libpg_tde.so libtde_sqlite.so; do \
+	$(CARGO) build --locked -p pg-tde -p tde-sqlite -p tde-preload $(FEATURES) --profile $(PROFILE)
+	@for library in libpg_tde.so libtde_sqlite.so libtde_preload.so; do \
 	  if nm "$(BUILD)/$$library" | grep -q -e aws_lc -e 5tokio; then echo "$$library contains AWS-LC or tokio" >&2; exit 1; fi; \
 	done
 
@@ -121,6 +121,7 @@ install-files:
 	for f in pg-tde/sql/pg_tde--*.sql; do put 644 "$$f" "$$ext/$${f##*/}"; done; \
 	put 755 "$(BUILD)/tde" "$(DESTDIR)$(PREFIX)/bin/tde"; \
 	put 755 "$(BUILD)/tde-pkcs11-agent" "$(DESTDIR)$(PREFIX)/bin/tde-pkcs11-agent"; \
+	put 755 "$(BUILD)/libtde_preload.so" "$(DESTDIR)$(PREFIX)/lib/libtde_preload.so"; \
 	echo "installed pg_tde into $$lib and $$ext, tde into $(DESTDIR)$(PREFIX)/bin"
 
 # The SQLite VFS: library, header, pkg-config file.

@@ -40,7 +40,7 @@ mod page_io;
 mod pin_command;
 mod placeholder;
 mod process;
-mod redirect;
+mod redirected;
 mod report;
 mod rewrite;
 mod settings;

@@ -21,8 +21,8 @@ use wal_cipher::segment::Policy;
 use wal_cipher::table::Mode;
 use wal_cipher::unit::{Place, UNIT, UnitCipher};
 
-use crate::ffi::io::Descriptor;
-use crate::redirect::{self, ServerPolicy};
+use crate::redirected::{self, ServerPolicy};
+use redirect::Descriptor;
 
 /// Whether the staged file of this process holds more than zeros.
 static HOLDS_DATA: AtomicBool = AtomicBool::new(false);
@@ -65,9 +65,9 @@ pub(crate) fn number(file: &File) -> i32 {
 /// # Errors
 /// Of the system; the file must not get the name then.
 pub(crate) fn give_name(path: &[u8], name: Option<SegmentName>, salt: u64) -> Result<(), Failure> {
-    let table = redirect::table().ok_or(Failure::Errno(libc::EIO))?;
+    let table = redirected::table().ok_or(Failure::Errno(libc::EIO))?;
     let policy = ServerPolicy(table);
-    let key = redirect::temporary_key().ok_or(Failure::NoKey(0))?;
+    let key = redirected::temporary_key().ok_or(Failure::NoKey(0))?;
     let before = UnitCipher { key, place: Place::Temporary { salt } };
     let after = match (name, policy.new_segments()) {
         (Some(name), Mode::Under(version)) => {

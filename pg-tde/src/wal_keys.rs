@@ -28,14 +28,14 @@ use wal_cipher::file::Scratch;
 use wal_cipher::name::SegmentName;
 use wal_cipher::segment::{Found, probe};
 
-use crate::ffi::io::Descriptor;
 use crate::ffi::{background, server};
 use crate::key_table::KeyTable;
 use crate::keys::{self, KeyError};
 use crate::manifest::{Manifest, Named};
-use crate::redirect::{self, ServerPolicy};
+use crate::redirected::{self, ServerPolicy};
 use crate::wal_table::WalTable;
 use crate::{report, settings, staged, wal};
+use redirect::Descriptor;
 
 /// The WAL's line among the scopes of a keyring.
 pub(crate) fn find(scopes: &[Scope]) -> Option<&Scope> {
@@ -230,7 +230,7 @@ fn first_encrypted(table: &'static WalTable, now: u64) -> Result<u64, KeyError> 
 /// # Errors
 /// When there is no line, or the HSM or the keyring cannot be used.
 pub(crate) fn rotate(keys: &KeyTable) -> Result<u32, KeyError> {
-    let table = redirect::table().ok_or(KeyError::WalPlain)?;
+    let table = redirected::table().ok_or(KeyError::WalPlain)?;
     let line = table.line().ok_or(KeyError::WalPlain)?;
     let _lock = server::lock_keyring();
     let hsm = keys::open_hsm()?;

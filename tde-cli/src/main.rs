@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod credentials;
+mod exec;
 mod hsm;
 mod job;
 mod keyring_cmd;
@@ -13,6 +14,7 @@ mod rotate;
 mod scan;
 mod server;
 mod sqlite;
+mod wal_keys;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -57,6 +59,8 @@ enum Command {
     Sqlite(sqlite::Command),
     /// Search a directory for texts that must not be readable in it
     Scan(scan::Scan),
+    /// Run a stock PostgreSQL tool on encrypted WAL: tde exec -- pg_waldump ...
+    Exec(exec::Exec),
     /// Print a script that completes this command in a shell
     Completions {
         /// Which shell
@@ -109,6 +113,7 @@ fn run(command: Command, output: &Output) -> CliResult {
         Command::Rotate(args) => rotate::run(&args, output),
         Command::Sqlite(command) => sqlite::run(command, output),
         Command::Scan(scan) => scan::run(&scan, output),
+        Command::Exec(exec) => exec::run(&exec, output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tde", &mut script);

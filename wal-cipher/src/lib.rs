@@ -9,12 +9,14 @@
 //! * [`table`]: what an open descriptor is.
 //! * [`segment`]: in which mode a segment is read and written.
 //! * [`engine`]: all of it together, for one call.
+//! * [`handover`]: keys and rules for a program outside of the server.
 //!
 //! The bytes are described in docs/formats/wal-and-temp-files.md.
 #![forbid(unsafe_code)]
 
 pub mod engine;
 pub mod file;
+pub mod handover;
 pub mod header;
 pub mod name;
 pub mod segment;

@@ -84,10 +84,15 @@ pub fn classify(path: &[u8]) -> FileKind {
     }
 }
 
-fn in_pg_wal(base: &[u8]) -> FileKind {
+/// The segment that a file of this name holds, in whatever folder, and whether the name ends in `.partial`.
+pub fn segment_file(base: &[u8]) -> Option<(SegmentName, bool)> {
     let whole = base.strip_suffix(b".partial");
-    if let Some(name) = SegmentName::parse(whole.unwrap_or(base)) {
-        return FileKind::Segment { name, partial: whole.is_some() };
+    Some((SegmentName::parse(whole.unwrap_or(base))?, whole.is_some()))
+}
+
+fn in_pg_wal(base: &[u8]) -> FileKind {
+    if let Some((name, partial)) = segment_file(base) {
+        return FileKind::Segment { name, partial };
     }
     match base {
         b"RECOVERYXLOG" => FileKind::Restored,

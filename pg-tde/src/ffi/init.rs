@@ -7,7 +7,7 @@ use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
 use super::{hooks, io, rmgr, server, shared, utility, worker};
 use crate::key_table::Lock;
-use crate::{double_write, keys, redirect, report, settings, tablespace};
+use crate::{double_write, keys, redirected, report, settings, tablespace};
 
 pgrx::pg_module_magic!();
 
@@ -69,7 +69,7 @@ fn start() -> Result<(), Box<dyn Error>> {
     tablespace::set_key_table(table);
     // A server that replays another's WAL may learn on its way that it is encrypted.
     if wal.line().is_some() || settings::encrypt_temp_files() || keys::is_copy_of_another_server() {
-        redirect::set_up(wal, server::system_identifier(), settings::encrypt_temp_files())?;
+        redirected::set_up(wal, server::system_identifier(), settings::encrypt_temp_files())?;
         io::install()?;
         worker::register_wal();
     }

@@ -2,7 +2,6 @@
 
 pub(crate) mod background;
 pub(crate) mod compat;
-pub(crate) mod got;
 pub(crate) mod hooks;
 pub(crate) mod init;
 pub(crate) mod io;

@@ -12,7 +12,7 @@ use crate::keys::KeyError;
 use crate::line_facts::{self, LineFacts};
 use crate::manifest::Manifest;
 use crate::span::OPEN_END;
-use crate::{destroy, keys, placeholder, redirect, report, settings, tablespace, wal, wal_keys};
+use crate::{destroy, keys, placeholder, redirected, report, settings, tablespace, wal, wal_keys};
 
 /// Our resource manager's ID, in every WAL that pg_tde ever wrote: never to be changed.
 pub(crate) const ID: u8 = 158;
@@ -95,7 +95,7 @@ fn redo_wal_line(exported: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
     let imported = import(table, exported, false)?;
     // Without redirection this server could not read what follows.
-    let wal_table = redirect::table().ok_or(
+    let wal_table = redirected::table().ok_or(
         "the write-ahead log is encrypted from here on: restart the server, so that it loads the key",
     )?;
     Ok(wal_keys::arrive(table, wal_table, imported.keyring)?)

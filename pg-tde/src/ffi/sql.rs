@@ -15,7 +15,7 @@ use crate::key_table::{Counters, KeyTable, State};
 use crate::span::OPEN_END;
 use crate::tablespace::{self, TablespaceError};
 use crate::verify::{self, Checked};
-use crate::{jobs, keys, lock, redirect, report, settings, tablespace_error};
+use crate::{jobs, keys, lock, redirected, report, settings, tablespace_error};
 
 fn fail(error: &TablespaceError) -> ! {
     report::send(
@@ -174,7 +174,7 @@ fn wal_status() -> TableIterator<
     'static,
     (name!(line, Option<i64>), name!(key_version, Option<i32>), name!(accepts_plain, bool)),
 > {
-    let row = match redirect::table() {
+    let row = match redirected::table() {
         None => (None, None, true),
         Some(table) => (
             table.line().map(u64::cast_signed),

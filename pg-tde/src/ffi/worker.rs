@@ -7,7 +7,7 @@ use pgrx::pg_sys::{self, BgWorkerStartTime, Datum};
 use pgrx::prelude::*;
 
 use super::{compat, server};
-use crate::{jobs, redirect, report, tablespace, wal_keys};
+use crate::{jobs, redirected, report, tablespace, wal_keys};
 
 /// Seconds after which the server starts a launcher that ended with an error.
 const RESTART: i32 = 5;
@@ -110,7 +110,7 @@ pub unsafe extern "C-unwind" fn pg_tde_launcher(_argument: Datum) {
 #[pg_guard]
 pub unsafe extern "C-unwind" fn pg_tde_wal(_argument: Datum) {
     begin(0);
-    let (Some(keys), Some(wal)) = (tablespace::key_table(), redirect::table()) else { return };
+    let (Some(keys), Some(wal)) = (tablespace::key_table(), redirected::table()) else { return };
     if let Err(error) = wal_keys::settle(keys, wal) {
         report::wal_not_settled(&error);
     }

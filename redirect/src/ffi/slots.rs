@@ -1,4 +1,4 @@
-//! Finds and replaces the slots through which the server's executable calls libc.
+//! Finds and replaces the slots through which the running executable calls libc.
 //!
 //! The slots are named by the dynamic relocations of the running executable. Nothing is changed unless every function that could carry
 //! the contents of a file is one that we redirect or know to be harmless: a server build that uses another path is refused, and
@@ -9,15 +9,15 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 /// Why the server's calls cannot be redirected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub(crate) enum SlotError {
+pub enum SlotError {
     /// The executable has no dynamic section that we can read.
-    #[error("the server executable has no dynamic relocations")]
+    #[error("the executable has no dynamic relocations")]
     NoRelocations,
     /// The executable calls what would carry data past us.
-    #[error("this server build calls {0}, through which data could pass unencrypted")]
+    #[error("this build of the program calls {0}, through which data could pass unencrypted")]
     UnknownPath(String),
     /// The executable does not call what every server calls.
-    #[error("this server build does not call {0}")]
+    #[error("this build of the program does not call {0}")]
     Missing(&'static str),
     /// A slot does not hold libc's function.
     #[error("the slot of {0} does not hold the function of the C library: another library redirects it")]
@@ -26,22 +26,22 @@ pub(crate) enum SlotError {
     #[error("cannot change the protection of the slots: {0}")]
     Protect(std::io::Error),
     /// A call did not arrive.
-    #[error("the server's calls of {0} do not arrive")]
+    #[error("the program's calls of {0} do not arrive")]
     NotReached(&'static str),
 }
 
 /// One function that is redirected.
-pub(crate) struct Redirect {
+pub struct Redirect {
     /// Its name in the executable's symbol table.
-    pub(crate) name: &'static CStr,
+    pub name: &'static CStr,
     /// What takes its place.
-    pub(crate) hook: usize,
-    /// Every server calls it.
-    pub(crate) required: bool,
+    pub hook: usize,
+    /// Every program that is redirected calls it.
+    pub required: bool,
 }
 
 /// Functions of the C library and of liburing that open files, or carry contents of files, and that are neither redirected nor in
-/// [`BY_USE`]. A server that calls one of these is refused.
+/// [`BY_USE`]. A program that calls one of these is refused.
 const REFUSED: &[&str] = &[
     "openat",
     "openat64",
@@ -132,10 +132,12 @@ struct Symbol {
 
 /// The executable's imports and where their addresses are.
 #[derive(Default)]
-pub(crate) struct Imports {
+pub struct Imports {
     slots: Vec<(&'static CStr, *mut usize)>,
     /// Memory that is read-only after start.
     relro: (usize, usize),
+    /// An address in the executable: that of its program headers.
+    inside: usize,
 }
 
 /// # Safety
@@ -153,6 +155,7 @@ unsafe extern "C" fn collect(info: *mut libc::dl_phdr_info, _size: usize, data: 
 /// `info` describes an object that is loaded and stays loaded.
 unsafe fn read_relocations(info: &libc::dl_phdr_info, imports: &mut Imports) {
     let base = info.dlpi_addr as usize;
+    imports.inside = info.dlpi_phdr as usize;
     let (mut dynamic, mut strings, mut symbols) = (None, 0, 0);
     for index in 0..usize::from(info.dlpi_phnum) {
         // SAFETY: `dlpi_phdr` points to `dlpi_phnum` program headers.
@@ -209,7 +212,7 @@ impl Imports {
     ///
     /// # Errors
     /// [`SlotError::NoRelocations`], [`SlotError::UnknownPath`]
-    pub(crate) fn find() -> Result<Self, SlotError> {
+    pub fn find() -> Result<Self, SlotError> {
         let mut imports = Self::default();
         // SAFETY: the callback matches and `imports` outlives the call.
         unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut imports).cast()) };
@@ -228,7 +231,7 @@ impl Imports {
     ///
     /// # Errors
     /// When a slot is missing or does not hold libc's function (nothing is changed then), or the memory cannot be protected.
-    pub(crate) fn replace(&self, redirects: &[Redirect]) -> Result<(), SlotError> {
+    pub fn replace(&self, redirects: &[Redirect]) -> Result<(), SlotError> {
         let mut changes = Vec::new();
         for redirect in redirects {
             // SAFETY: looks up a NUL-terminated name in the objects that are loaded.
@@ -239,7 +242,7 @@ impl Imports {
                 // SAFETY: a relocation of the executable says that an address stands there.
                 let current = unsafe { slot.read_volatile() };
                 // A slot that is bound when it is first used still points into the executable.
-                if current != function && in_c_library(current) != Some(false) {
+                if current != function && !self.is_inside(current) {
                     return Err(SlotError::Taken(name));
                 }
                 changes.push((*slot, redirect.hook));
@@ -255,6 +258,16 @@ impl Imports {
         Ok(())
     }
 
+    /// Whether an address is in the executable itself: that of a slot which is not bound yet.
+    fn is_inside(&self, address: usize) -> bool {
+        // SAFETY: all-zero bytes are a valid `Dl_info`, which `dladdr` fills in when it returns something else than 0.
+        let object = |address: usize| unsafe {
+            let mut info: libc::Dl_info = std::mem::zeroed();
+            (libc::dladdr(address as *const c_void, &raw mut info) != 0).then_some(info.dli_fbase)
+        };
+        object(address).is_some_and(|base| object(self.inside) == Some(base))
+    }
+
     fn write(&self, slot: *mut usize, value: usize) -> Result<(), SlotError> {
         let page = rustix::param::page_size();
         let start = slot as usize & !(page - 1);
@@ -265,7 +278,7 @@ impl Imports {
             if failed { Err(SlotError::Protect(std::io::Error::last_os_error())) } else { Ok(()) }
         };
         protect(libc::PROT_READ | libc::PROT_WRITE)?;
-        // SAFETY: an aligned word that a relocation names, writable now; the postmaster has a single thread.
+        // SAFETY: an aligned word that a relocation names, writable now; the caller promises a single thread.
         unsafe { slot.write_volatile(value) };
         if read_only { protect(libc::PROT_READ) } else { Ok(()) }
     }
@@ -273,20 +286,6 @@ impl Imports {
 
 fn is_refused(name: &str) -> bool {
     REFUSED.contains(&name) || REFUSED_PREFIX.iter().any(|prefix| name.starts_with(prefix))
-}
-
-/// `Some(false)` for an address in the executable itself: a slot that is not bound yet.
-fn in_c_library(address: usize) -> Option<bool> {
-    // SAFETY: all-zero bytes are a valid `Dl_info`, which `dladdr` fills in.
-    unsafe {
-        let mut info: libc::Dl_info = std::mem::zeroed();
-        if libc::dladdr(address as *const c_void, &raw mut info) == 0 {
-            return None;
-        }
-        let mut own: libc::Dl_info = std::mem::zeroed();
-        let known = libc::dladdr(pgrx::pg_sys::BasicOpenFile as *const c_void, &raw mut own) != 0;
-        known.then_some(info.dli_fbase != own.dli_fbase)
-    }
 }
 
 #[cfg(test)]
