@@ -113,7 +113,7 @@ pub(crate) enum KeyError {
     },
     /// `pg_tde.encrypt_wal` is on, but only a primary can make the key.
     #[error(
-        "pg_tde.encrypt_wal is on, but the keyring has no key for the write-ahead log, and only a primary makes one: start this server with pg_tde.encrypt_wal off until the primary has run with it on"
+        "pg_tde.encrypt_wal is on, but the keyring has no key for the write-ahead log, and only a primary makes one: start this server with pg_tde.encrypt_wal off until the primary has run with it on; then stop it, run \"tde pg accept-wal DATADIR\", and switch it on"
     )]
     NoWalKey,
     /// There is no key of the WAL to rotate.

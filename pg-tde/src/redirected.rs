@@ -41,9 +41,12 @@ pub(crate) fn set_up(
     Ok(())
 }
 
-/// Expands the keys that this process has not expanded yet.
+/// Versions that are expanded before they are needed: writing in a critical section must not have to.
+const EXPANDED: usize = 16;
+
+/// Expands the newest keys that this process has not expanded yet.
 pub(crate) fn expand_keys(table: &WalTable) {
-    for (place, _) in table.versions() {
+    for (place, _) in table.versions().rev().take(EXPANDED) {
         KEYS[place].get_or_init(|| expand(&table.dek(place), Purpose::PG_WAL));
     }
 }

@@ -577,7 +577,7 @@ pub(crate) fn segment_refused(name: &str, why: &str, fatal: bool) {
         PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
         &format!("pg_tde refuses WAL segment {name}: it {why}"),
         "It was put there on purpose, or by a program that does not know the keys (pg_basebackup that streams WAL, pg_receivewal), or the keyring is older than it.",
-        "Restore it from the archive, or the keyring that belongs to it; take base backups with --wal-method=fetch or none.",
+        "Restore it from the archive, or the keyring that belongs to it; take base backups with --wal-method=fetch or through tde exec; WAL in clear that you trust: tde pg accept-wal.",
     );
 }
 

@@ -4,6 +4,9 @@
 //! XLogFileCopy, timeline.c). What it becomes is known only when it is renamed. Until then data in it is under the ephemeral key; then it is
 //! encrypted for its name, or stored in clear if it becomes a history file, synced, and renamed. A crash before that leaves a file that
 //! the next start removes. A new segment full of zeros stays as it is.
+//!
+//! The copy of a segment keeps the mode and the version of the key of what it was copied from: the record that brings a newer version may
+//! stand in that very segment, and whoever replays the archive has to read it first.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -11,21 +14,47 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use wal_cipher::engine::Failure;
 use wal_cipher::file::{self, CHUNK, Scratch};
 use wal_cipher::name::SegmentName;
-use wal_cipher::segment::Policy;
+use wal_cipher::segment::{Found, Policy};
 use wal_cipher::table::Mode;
 use wal_cipher::unit::{Place, UNIT, UnitCipher};
 
+use crate::ffi::io::Server;
 use crate::redirected::{self, ServerPolicy};
 use redirect::Descriptor;
 
 /// Whether the staged file of this process holds more than zeros.
 static HOLDS_DATA: AtomicBool = AtomicBool::new(false);
+
+/// The segment that this process opened last to read it: timeline, log, segment.
+static READ_LAST: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
+
+/// A segment is opened for reading: a copy that is begun next is one of it.
+pub(crate) fn reads(name: SegmentName) {
+    for (word, value) in READ_LAST.iter().zip([name.timeline, name.log, name.segment]) {
+        word.store(value, Relaxed);
+    }
+}
+
+/// How the segment is stored that `name` is a copy of; `None` if that cannot be told.
+fn mode_of_source(name: SegmentName) -> Result<Option<Mode>, Failure> {
+    let [timeline, log, segment] = [0, 1, 2].map(|index| READ_LAST[index].load(Relaxed));
+    if timeline == 0 || (log, segment) != (name.log, name.segment) {
+        return Ok(None);
+    }
+    let source = SegmentName { timeline, log, segment };
+    let file = open_raw(format!("pg_wal/{source}").as_bytes())?;
+    Ok(match redirect::look::<Server>(number(&file), source)? {
+        Found::Under(version) => Some(Mode::Under(version)),
+        Found::Plain => Some(Mode::Plain),
+        Found::Forged | Found::Unknown => None,
+    })
+}
 
 /// The staged file is made anew.
 pub(crate) fn begun() {
@@ -69,7 +98,11 @@ pub(crate) fn give_name(path: &[u8], name: Option<SegmentName>, salt: u64) -> Re
     let policy = ServerPolicy(table);
     let key = redirected::temporary_key().ok_or(Failure::NoKey(0))?;
     let before = UnitCipher { key, place: Place::Temporary { salt } };
-    let after = match (name, policy.new_segments()) {
+    let mode = match name {
+        Some(name) => mode_of_source(name)?.unwrap_or_else(|| policy.new_segments()),
+        None => Mode::Plain,
+    };
+    let after = match (name, mode) {
         (Some(name), Mode::Under(version)) => {
             let key = policy.key(version).ok_or(Failure::NoKey(version))?;
             Some(UnitCipher { key, place: Place::Segment(name) })

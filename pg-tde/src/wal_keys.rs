@@ -20,7 +20,7 @@
 use std::path::Path;
 
 use keyring::{
-    AnyHsm, DekState, KeyVersion, KeyringId, MasterKey, NewScope, Scope, ScopeKind, StateChange,
+    AnyHsm, DekState, DekVersion, KeyVersion, KeyringId, MasterKey, NewScope, Scope, ScopeKind, StateChange,
     TablespaceState, Unlocked, WalPosition,
 };
 use page_cipher::CipherId;
@@ -59,7 +59,6 @@ pub(crate) fn load(
     recovers: bool,
 ) -> Result<(), KeyError> {
     let on = settings::encrypt_wal();
-    table.accept_plain_everywhere(!on);
     let scope = match find(scopes) {
         Some(scope) => scope.clone(),
         None if !on => return Ok(()),
@@ -73,10 +72,21 @@ pub(crate) fn load(
     let scope = if on || recovers { scope } else { accept_plain(unlocked, scope)? };
     publish(table, unlocked, &scope, hsm)?;
     // A first switch waits until the line is in the WAL; a standby is told its line by the primary's.
-    if on && (recovers || scope.state() == TablespaceState::Encrypted) {
+    if on && recovers {
         write_under_newest(table, &scope);
+    } else if on && scope.state() == TablespaceState::Encrypted {
+        write_under_logged(table, &scope);
     }
     Ok(())
+}
+
+/// A crash may have come before the newest version was in the WAL: it waits until it is logged again.
+fn write_under_logged(table: &WalTable, scope: &Scope) {
+    let usable = |entry: &&DekVersion| !matches!(entry.state, DekState::Destroyed { .. });
+    let logged = scope.versions.iter().rev().filter(usable).nth(1).or_else(|| scope.active());
+    if let Some(entry) = logged {
+        table.set_write_version(entry.version.0);
+    }
 }
 
 fn make_line(unlocked: &Unlocked, hsm: &AnyHsm) -> Result<Scope, KeyError> {
@@ -233,6 +243,8 @@ pub(crate) fn rotate(keys: &KeyTable) -> Result<u32, KeyError> {
     let table = redirected::table().ok_or(KeyError::WalPlain)?;
     let line = table.line().ok_or(KeyError::WalPlain)?;
     let _lock = server::lock_keyring();
+    // Before anything is durable: a version that cannot be loaded would keep the server from starting.
+    table.check_room()?;
     let hsm = keys::open_hsm()?;
     let unlocked = keys::open_keyring(keys)?;
     let (scope, dek) = unlocked.add_version(keyring::LineNumber(line), &hsm)?;

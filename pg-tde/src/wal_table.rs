@@ -11,10 +11,10 @@ use secret_mem::SecretBytes;
 
 use crate::key_table::{load_words, store_words};
 
-/// Versions of the key that one server life can hold.
-pub(crate) const MAX_VERSIONS: usize = 256;
-/// Switches on and off that can be told apart.
-const MAX_CHANGES: usize = 512;
+/// Versions of the key that one server life can hold: as many as a line of the keyring.
+pub(crate) const MAX_VERSIONS: usize = 4096;
+/// Switches on and off that can be told apart: likewise.
+const MAX_CHANGES: usize = 4096;
 
 /// One version of the data key.
 struct Version {
@@ -124,6 +124,14 @@ impl WalTable {
     /// Whether there is any key.
     pub(crate) fn has_keys(&self) -> bool {
         self.used.load(Acquire) != 0
+    }
+
+    /// Whether another version can be added.
+    ///
+    /// # Errors
+    /// [`WalTableFull`]
+    pub(crate) fn check_room(&self) -> Result<(), WalTableFull> {
+        if self.used.load(Acquire) as usize >= MAX_VERSIONS { Err(WalTableFull) } else { Ok(()) }
     }
 
     /// Adds a version, if it is new.

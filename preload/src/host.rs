@@ -27,18 +27,52 @@ pub(crate) fn say(text: &str) {
     eprintln!("tde exec: {text}");
 }
 
+/// The cluster's keys and rules, as the tool applies them.
+pub(crate) struct ToolPolicy {
+    keys: &'static WalKeys,
+    /// Write under the oldest version that there is. What is received into an archive may begin before the record that brings a newer one to
+    /// a restore with an older keyring.
+    oldest: bool,
+}
+
+impl Policy for ToolPolicy {
+    fn key(&self, version: u32) -> Option<&Aes256Xts> {
+        self.keys.key(version)
+    }
+
+    fn any_version(&self, visit: &mut dyn FnMut(u32) -> bool) {
+        self.keys.any_version(visit);
+    }
+
+    fn new_segments(&self) -> Mode {
+        match (self.keys.new_segments(), self.keys.oldest()) {
+            (Mode::Under(_), Some(version)) if self.oldest => Mode::Under(version),
+            (mode, _) => mode,
+        }
+    }
+
+    fn plain_allowed(&self, position: u64) -> bool {
+        self.keys.plain_allowed(position)
+    }
+
+    fn system_identifier(&self) -> Option<u64> {
+        self.keys.system_identifier()
+    }
+}
+
 /// The tool that runs here.
 pub(crate) struct ThisTool;
 
 impl Host for ThisTool {
-    type Policy = &'static WalKeys;
+    type Policy = ToolPolicy;
 
     fn descriptors() -> &'static Descriptors {
         &DESCRIPTORS
     }
 
-    fn policy() -> Option<&'static WalKeys> {
-        THIS.get().map(|(_, keys)| keys)
+    fn policy() -> Option<ToolPolicy> {
+        let (tool, keys) = THIS.get()?;
+        Some(ToolPolicy { keys, oldest: *tool == Tool::Receivewal })
     }
 
     fn temporary_key() -> Option<&'static Aes256Xts> {

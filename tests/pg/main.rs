@@ -43,3 +43,4 @@ mod wal;
 mod wal_crash;
 mod wal_nodes;
 mod whole;
+mod wal_tools;

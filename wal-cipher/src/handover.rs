@@ -69,6 +69,11 @@ impl WalKeys {
         self.write.is_some()
     }
 
+    /// The oldest version of the key: what every copy of the keyring has that has the key at all.
+    pub fn oldest(&self) -> Option<u32> {
+        self.keys.first().map(|key| key.version)
+    }
+
     /// The bytes.
     pub fn to_bytes(&self) -> SecretBuf {
         let length = HEAD + self.changes.len() * CHANGE + self.keys.len() * KEY;
@@ -128,7 +133,7 @@ impl WalKeys {
     }
 }
 
-impl Policy for &WalKeys {
+impl Policy for WalKeys {
     fn key(&self, version: u32) -> Option<&Aes256Xts> {
         let key = self.keys.iter().find(|key| key.version == version)?;
         // Two equal halves from HKDF have a probability of 2^-256.
@@ -195,11 +200,11 @@ mod tests {
             order.push(version);
             false
         });
-        assert_eq!(order, [3, 1]);
+        assert_eq!((order, keys.oldest()), (vec![3, 1], Some(1)));
         let allowed = [0, 0xFF_FFFF, 0x100_0000, u64::MAX].map(|at| policy.plain_allowed(at));
         assert_eq!(allowed, [true, true, false, false]);
         let none = WalKeys::from_bytes(WalKeys::new(5, Vec::new()).to_bytes().as_slice()).expect("no keys");
-        assert!(!none.writes_encrypted() && (&none).plain_allowed(7));
+        assert!(!none.writes_encrypted() && none.plain_allowed(7));
     }
 
     #[test]

@@ -37,6 +37,12 @@ pub fn is_first_page_of(name: SegmentName, system: Option<u64>, page: &[u8; HEAD
         && system.is_none_or(|system| long(24) == system)
 }
 
+/// Whether these are the first bytes of any segment of a cluster, in clear: also of one that got another name to be used again.
+pub fn is_of_system(system: u64, page: &[u8; HEADER]) -> bool {
+    let half = |at: usize| u16::from_le_bytes([page[at], page[at + 1]]);
+    matches!(half(0) >> 8, 0xD0 | 0xD1) && half(2) & LONG_HEADER != 0 && page[24..32] == system.to_le_bytes()
+}
+
 /// Where such a page says that it begins.
 pub fn position(page: &[u8; HEADER]) -> u64 {
     u64::from_le_bytes([page[8], page[9], page[10], page[11], page[12], page[13], page[14], page[15]])
@@ -71,6 +77,7 @@ mod tests {
         assert!(!is_first_page_of(SegmentName { segment: 4, ..name }, Some(42), &page));
         assert!(!is_first_page_of(SegmentName { log: 3, ..name }, Some(42), &page));
         assert!(!is_first_page_of(name, None, &[0; HEADER]));
+        assert!(is_of_system(42, &page) && !is_of_system(43, &page) && !is_of_system(0, &[0; HEADER]));
         for (at, bit) in [(1, 0x40), (2, 2), (3, 1), (8, 1), (15, 0x80), (33, 1)] {
             let mut changed = page;
             changed[at] ^= bit;

@@ -3,7 +3,7 @@
 /// The name of a WAL segment: 24 hexadecimal digits, `timeline | log | segment` (access/xlog_internal.h).
 ///
 /// It is all of the tweak that a name gives, so a segment is bound to timeline and position whatever the segment size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentName {
     /// Timeline. Pages that promotion copied carry the older one in their headers.
     pub timeline: u32,

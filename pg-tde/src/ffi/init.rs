@@ -1,6 +1,7 @@
 //! Loading into the server.
 
 use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
@@ -11,6 +12,7 @@ use crate::{double_write, keys, redirected, report, settings, tablespace};
 
 pgrx::pg_module_magic!();
 
+static ATTACHED: AtomicBool = AtomicBool::new(false);
 static mut NEXT_SHMEM_REQUEST: pg_sys::shmem_request_hook_type = None;
 static mut NEXT_SHMEM_STARTUP: pg_sys::shmem_startup_hook_type = None;
 
@@ -65,6 +67,7 @@ pub extern "C-unwind" fn _PG_init() {
 /// Keys first, in memory that children inherit; then the table goes into force.
 fn start() -> Result<(), Box<dyn Error>> {
     let (table, wal) = (shared::key_table()?, shared::wal_table()?);
+    wal.accept_plain_everywhere(!settings::encrypt_wal());
     keys::load(table, wal)?;
     tablespace::set_key_table(table);
     // A server that replays another's WAL may learn on its way that it is encrypted.
@@ -72,6 +75,10 @@ fn start() -> Result<(), Box<dyn Error>> {
         redirected::set_up(wal, server::system_identifier(), settings::encrypt_temp_files())?;
         io::install()?;
         worker::register_wal();
+    }
+    if keys::is_copy_of_another_server() {
+        // Redo brings the key of a segment in the one before it: what is read ahead of redo could not be opened.
+        server::force_setting(c"recovery_prefetch", c"off");
     }
     Ok(())
 }
@@ -165,6 +172,15 @@ unsafe extern "C-unwind" fn attach() {
     table.forget_logged();
     table.set_recovery_from(keys::redo_begins());
     table.set_copied(keys::is_base_backup());
+    // Once: the worker ends when it is done, and is not registered again after a crash.
+    if settings::encrypt_wal() && !ATTACHED.swap(true, Ordering::Relaxed) && !worker::wal_worker_has_a_slot()
+    {
+        fatal(
+            "pg_tde cannot encrypt the write-ahead log: the server has no free background worker",
+            "The worker that completes the switch could not be registered.",
+            "Raise max_worker_processes.",
+        );
+    }
     if let Err(error) = keys::synchronize(table) {
         fatal(
             "pg_tde cannot read the keyring",

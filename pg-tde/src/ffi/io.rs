@@ -113,7 +113,10 @@ fn plan(path: &[u8], flags: c_int) -> Option<Open> {
     let append = flags & libc::O_APPEND != 0;
     let open = |place, staged| Some(Open { place, mode: Mode::Undecided, append, staged });
     match classify(path) {
-        FileKind::Segment { name, .. } if redirected::wal() && !copies_raw(flags) => {
+        FileKind::Segment { name, partial } if redirected::wal() && !copies_raw(flags) => {
+            if !partial && flags & libc::O_ACCMODE == libc::O_RDONLY {
+                staged::reads(name);
+            }
             open(Place::Segment(name), false)
         }
         FileKind::Staged if redirected::wal() => {

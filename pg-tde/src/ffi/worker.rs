@@ -11,10 +11,13 @@ use crate::{jobs, redirected, report, tablespace, wal_keys};
 
 /// Seconds after which the server starts a launcher that ended with an error.
 const RESTART: i32 = 5;
+const WAL_WORKER: &str = "pg_tde wal";
 
 unsafe extern "C-unwind" {
     /// tcop/tcopprot.h: notes that the process shall end at the next check for interrupts.
     fn die(signal: c_int);
+    /// postmaster/bgworker_internals.h
+    fn BackgroundWorkerShmemSize() -> usize;
     /// postmaster/interrupt.h
     fn SignalHandlerForConfigReload(signal: c_int);
 }
@@ -54,10 +57,23 @@ pub(crate) fn register() {
 
 /// Registers the process that settles the encryption of the WAL once recovery is over, and then ends.
 pub(crate) fn register_wal() {
-    let mut settler = worker("pg_tde wal", c"pg_tde_wal", 0);
+    let mut settler = worker(WAL_WORKER, c"pg_tde_wal", 0);
     settler.bgw_restart_time = RESTART;
     // SAFETY: the server copies the struct.
     unsafe { pg_sys::RegisterBackgroundWorker(&raw mut settler) }
+}
+
+/// Whether the server has a place for the process that [`register_wal`] registered. Called in shmem_startup_hook.
+pub(crate) fn wal_worker_has_a_slot() -> bool {
+    let mut found = false;
+    // SAFETY: shmem.c returns the existing structure of that name and size (postmaster/bgworker.c BackgroundWorkerShmemInit makes it, before
+    // the hook is called), which is that long and not changed before there are other processes.
+    let slots = unsafe {
+        let size = BackgroundWorkerShmemSize();
+        let start = pg_sys::ShmemInitStruct(c"Background Worker Data".as_ptr(), size, &raw mut found);
+        std::slice::from_raw_parts(start.cast::<u8>(), size)
+    };
+    slots.windows(WAL_WORKER.len()).any(|bytes| bytes == WAL_WORKER.as_bytes())
 }
 
 /// Starts the process of a job; `false` when there is no free worker slot.

@@ -1,5 +1,6 @@
 //! `tde pg`: PostgreSQL data directories, read without a server.
 
+mod accept_wal;
 mod conf;
 mod control;
 mod coverage;
@@ -37,6 +38,8 @@ const NOT_ENCRYPTED: [&str; 3] = [
 pub(crate) enum Command {
     /// Say what is encrypted on disk, what is not, and which settings are missing
     Check(CheckArgs),
+    /// Store write-ahead log in clear anew under the cluster's key, so that a server accepts it: once, and on your word
+    AcceptWal(accept_wal::AcceptWal),
 }
 
 #[derive(Args, Debug)]
@@ -74,7 +77,10 @@ enum CheckError {
 }
 
 pub(crate) fn run(command: Command, output: &Output) -> CliResult {
-    let Command::Check(args) = command;
+    let args = match command {
+        Command::Check(args) => args,
+        Command::AcceptWal(args) => return accept_wal::run(&args, output),
+    };
     let report = check(&args)?;
     output.show(&report, Report::human)?;
     Ok(if report.problems.is_empty() { Outcome::Good } else { Outcome::Problem })
