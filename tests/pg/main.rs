@@ -42,5 +42,5 @@ mod unsupported;
 mod wal;
 mod wal_crash;
 mod wal_nodes;
-mod whole;
 mod wal_tools;
+mod whole;

@@ -1,12 +1,13 @@
 //! Encrypted WAL and temporary files: nothing readable, nothing forged, nothing lost by switching or rotating.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tde_tests::{Builder, Cluster, Sql, files};
+use tde_tests::{Builder, Cluster, Sql, files, soak};
 
 /// What every canary row begins with.
 const CANARY: &[u8] = b"canary-of-the-wal";
@@ -86,10 +87,6 @@ fn segments(cluster: &Cluster) -> Vec<PathBuf> {
     segments
 }
 
-fn with_canary(dir: &Path) -> Vec<PathBuf> {
-    files::files_with(dir, CANARY)
-}
-
 /// Every way of rows into the WAL.
 fn write_rows(cluster: &Cluster) {
     cluster.run(
@@ -123,13 +120,26 @@ fn spill(cluster: &Cluster) -> (Vec<Sql>, usize) {
     (sessions, files::files_below(&cluster.data().join("base/pgsql_tmp")).len())
 }
 
-fn clear_relations(cluster: &Cluster) {
-    // The relations are plain tablespaces' here; what they hold in clear is the subject of other tests.
-    cluster.run("DROP TABLE rows, again, loose; CHECKPOINT");
+/// What `tde scan` finds of a text, in files of which kinds.
+fn scan(cluster: &Cluster, dir: &Path, text: &[u8]) -> BTreeMap<String, u64> {
+    let list = cluster.dir().join("texts");
+    fs::write(&list, text).unwrap();
+    let mut command = cluster.root().command(cluster.root().tde());
+    let output = command.arg("--json").arg("scan").arg(dir).arg("--canary").arg(&list).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let kinds = report["kinds"].as_object().unwrap().iter();
+    let found: BTreeMap<_, _> = kinds
+        .map(|(kind, counts)| (kind.clone(), counts["canary_files"].as_u64().unwrap()))
+        .filter(|(_, files)| *files > 0)
+        .collect();
+    assert_eq!(output.status.code(), Some(i32::from(!found.is_empty())), "{report}");
+    found
 }
 
 fn everything(builder: Builder, encrypted: bool) {
+    let libraries = if encrypted { "pg_tde, pg_stat_statements" } else { "pg_stat_statements" };
     let mut cluster = builder
+        .conf("shared_preload_libraries", libraries)
         .conf("max_prepared_transactions", "4")
         .conf("wal_level", "logical")
         .conf("logical_decoding_work_mem", "64kB")
@@ -140,14 +150,30 @@ fn everything(builder: Builder, encrypted: bool) {
     if encrypted {
         cluster.run("CREATE EXTENSION pg_tde");
         settled(&cluster);
+        for tablespace in ["pg_default", "pg_global"] {
+            cluster.run(&format!("SELECT tde.encrypt_tablespace('{tablespace}', wait => true)"));
+        }
     }
+    let nothing = BTreeMap::new();
+    let expect = |dir: &Path, kinds: &[&str]| {
+        let found = scan(&cluster, dir, CANARY);
+        if encrypted {
+            assert_eq!(found, nothing, "{}", dir.display());
+        } else {
+            let missed: Vec<_> = kinds.iter().filter(|kind| !found.contains_key(**kind)).collect();
+            assert!(
+                missed.is_empty(),
+                "the search would not find {missed:?} in {}: {found:?}",
+                dir.display()
+            );
+        }
+    };
     cluster.run("SELECT pg_create_logical_replication_slot('s', 'test_decoding')");
     write_rows(&cluster);
 
     let (mut sessions, count) = spill(&cluster);
     assert!(count > 1, "no temporary files");
-    let found = with_canary(&cluster.data().join("base/pgsql_tmp")).len();
-    assert_eq!(found == 0, encrypted, "{found} of {count} temporary files have canaries");
+    expect(cluster.data(), &["temporary", "wal", "relations"]);
     for session in &mut sessions {
         // What was spilled comes back.
         assert_eq!(session.rows("FETCH ALL FROM c").len(), 20_100);
@@ -176,17 +202,24 @@ fn everything(builder: Builder, encrypted: bool) {
     assert_eq!(readable == 0, encrypted, "{readable} of {spilled} spill files");
 
     archived(&cluster);
-    clear_relations(&cluster);
-    assert_eq!(with_canary(&archive).is_empty(), encrypted, "{:?}", with_canary(&archive));
-    let wal = cluster.data().join("pg_wal");
-    assert_eq!(with_canary(&wal).is_empty(), encrypted, "{:?}", with_canary(&wal));
+    expect(&archive, &["wal"]);
+    let backup = Cluster::backup_of(&cluster, &["--checkpoint=fast", "--wal-method=fetch"], || ());
+    expect(backup.data(), &["relations"]);
     if encrypted {
         for segment in segments(&cluster).iter().rev().skip(1) {
             let name = segment.display();
             assert!(!fs::read(segment).unwrap().starts_with(&[0x10, 0xD1]), "{name} has a plain header");
         }
     }
+    // What docs/what-stays-in-clear.md says of query texts is what a scan says: it stays readable.
+    let utility = "COMMENT ON TABLE rows IS 'text of a utility statement'";
+    cluster.run(&format!("CREATE EXTENSION pg_stat_statements; {utility}"));
+    let texts = scan(&cluster, &cluster.data().join("pg_stat_tmp"), b"text of a utility statement");
+    assert_eq!(texts.keys().collect::<Vec<_>>(), ["other"]);
+    // Unlogged relations reach the disk at the end.
     cluster.stop();
+    let found = scan(&cluster, cluster.data(), CANARY);
+    assert_eq!(found.is_empty(), encrypted, "{found:?}");
 }
 
 #[test]
@@ -262,16 +295,19 @@ fn versions_of_the_key_rotate_without_breaking_older_segments() {
 
 #[test]
 fn every_way_of_making_and_syncing_segments() {
+    let largest = if soak() { 1024 } else { 64 };
     for (zero, recycle, method, megabytes) in [
         ("off", "off", "fdatasync", 1),
         ("on", "off", "open_datasync", 4),
         ("off", "on", "open_sync", 1),
-        ("on", "on", "fsync", 64),
+        ("on", "on", "fsync", largest),
     ] {
+        // At least two segments.
+        let size = format!("{}MB", 128.max(2 * megabytes));
         let mut cluster = encrypted()
             .segments(megabytes)
-            .conf("min_wal_size", "128MB")
-            .conf("max_wal_size", "128MB")
+            .conf("min_wal_size", &size)
+            .conf("max_wal_size", &size)
             .conf("wal_init_zero", zero)
             .conf("wal_recycle", recycle)
             .conf("wal_sync_method", method)

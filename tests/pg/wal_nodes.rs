@@ -106,17 +106,19 @@ fn an_archive_alone_recovers_to_its_end_and_to_a_point_in_time() {
     let (mut in_time, _) = restored(&[]);
     fill(&primary, "archived");
     primary.run("SELECT tde.rotate_wal_key()");
-    primary.run("SELECT pg_create_restore_point('here')");
+    thread::sleep(Duration::from_millis(20));
+    let here = primary.text("SELECT clock_timestamp()");
+    thread::sleep(Duration::from_millis(20));
     fill(&primary, "after");
     archived(&primary);
     no_canary(&archive);
     primary.stop();
-    for (cluster, point) in [(&mut at_end, None), (&mut in_time, Some("here"))] {
+    for (cluster, point) in [(&mut at_end, None), (&mut in_time, Some(&here))] {
         cluster.configure("restore_command", &format!("cp {}/%f %p", archive.display()));
         cluster.configure("archive_command", &format!("test ! -f {0}/%f && cp %p {0}/%f", archive.display()));
         cluster.configure("recovery_target_action", "promote");
         if let Some(point) = point {
-            cluster.configure("recovery_target_name", point);
+            cluster.configure("recovery_target_time", point);
         }
         fs::write(cluster.data().join("recovery.signal"), "").unwrap();
         cluster.root().own(&cluster.data().join("recovery.signal"));
@@ -135,6 +137,66 @@ fn an_archive_alone_recovers_to_its_end_and_to_a_point_in_time() {
         no_canary(&cluster.data().join("pg_wal"));
         cluster.stop();
     }
+}
+
+/// Recovers to the end of the archive, and of its newest timeline.
+fn recover_from(restored: &mut Cluster, archive: &Path) {
+    restored.configure("restore_command", &format!("cp {}/%f %p", archive.display()));
+    restored.configure("archive_mode", "off");
+    restored.configure("recovery_target_action", "promote");
+    fs::write(restored.data().join("recovery.signal"), "").unwrap();
+    restored.root().own(&restored.data().join("recovery.signal"));
+    restored.start();
+    let begin = Instant::now();
+    while restored.text("SELECT pg_is_in_recovery()") == "t" {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", restored.log_since_start());
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A key that is made right before a segment ends is needed for the next one as soon as redo comes there, and not before.
+#[test]
+fn a_key_is_rotated_at_the_very_end_of_a_segment() {
+    let mut primary = encrypted().create();
+    let archive = archive(&primary);
+    primary.start();
+    primary.run("CREATE EXTENSION pg_tde");
+    settled(&primary);
+    let mut restored = Cluster::backup_of(&primary, &["--checkpoint=fast", "--wal-method=none"], || ());
+    fill(&primary, "t");
+    assert_eq!(primary.int("SELECT tde.rotate_wal_key()"), 2);
+    primary.run("SELECT pg_switch_wal()");
+    primary.run("INSERT INTO t SELECT i, 'canary-of-the-nodes-' FROM generate_series(1, 1000) i");
+    archived(&primary);
+    primary.stop();
+    recover_from(&mut restored, &archive);
+    assert_eq!(rows(&restored, "t"), 21_000);
+}
+
+/// The record that brings a key stands in the segment that promotion copies: the copy must not need that key.
+#[test]
+fn a_key_is_rotated_in_the_segment_that_promotion_copies() {
+    let mut primary = encrypted().conf("wal_keep_size", "64MB").create();
+    let archive = archive(&primary);
+    primary.start();
+    primary.run("CREATE EXTENSION pg_tde");
+    settled(&primary);
+    let mut restored = Cluster::backup_of(&primary, &["--checkpoint=fast", "--wal-method=none"], || ());
+    let mut standby = standby_of(&primary);
+    archived(&primary);
+    primary.run("CREATE TABLE t (i int, secret text)");
+    assert_eq!(primary.int("SELECT tde.rotate_wal_key()"), 2);
+    primary.run("INSERT INTO t SELECT i, 'canary-of-the-nodes-' FROM generate_series(1, 1000) i");
+    wait_for_replay(&primary, &standby);
+    primary.crash();
+    assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+    standby.run("INSERT INTO t SELECT i, 'canary-of-the-nodes-' FROM generate_series(1, 1000) i");
+    archived(&standby);
+    standby.stop();
+    no_canary(&archive);
+    recover_from(&mut restored, &archive);
+    assert_eq!(rows(&restored, "t"), 2000);
+    no_canary(&restored.data().join("pg_wal"));
 }
 
 /// Segments that arrive under a key that the keyring does not have end recovery: they are not its end.
