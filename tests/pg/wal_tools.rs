@@ -78,6 +78,16 @@ impl Receiver {
     }
 }
 
+impl Receiver {
+    fn ends(mut self) {
+        let begin = Instant::now();
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "pg_receivewal goes on without its server");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
 impl Drop for Receiver {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -193,11 +203,15 @@ fn a_server_recovers_from_what_was_received_through_tde_exec() {
     // pg_receivewal goes on in the file that a killed one left.
     drop(receiver);
     primary.run("INSERT INTO t SELECT i, 'canary-of-the-tools-' FROM generate_series(1, 5000) i");
-    let receiver = Receiver::start(&mut exec(&primary, "pg_receivewal"), &sealed);
+    let mut again = exec(&primary, "pg_receivewal");
+    let receiver = Receiver::start(again.arg("--no-loop"), &sealed);
+    let streaming = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+    wait_until("it is connected", || primary.int(streaming) == 1);
     primary.run("INSERT INTO t SELECT i, 'canary-of-the-tools-' FROM generate_series(1, 5000) i");
     let last = primary.text("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    // The server waits until it has sent everything, and closes the connection.
     primary.stop();
-    drop(receiver);
+    receiver.ends();
     let partial = sealed.join(format!("{last}.partial"));
     if partial.exists() {
         fs::rename(&partial, sealed.join(&last)).unwrap();

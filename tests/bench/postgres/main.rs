@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on should stop")]
 
 mod jobs;
+mod wal;
 mod workloads;
 
 use tde_tests::figures::{Figure, Quantity, Suite, Table, in_turns, quick};
@@ -79,6 +80,9 @@ fn main() {
     bench.run("sequential scan", "rows/s", 0.93, Bench::scan);
     tables.extend(bench.table);
 
+    drop(cluster);
+    tables.extend(wal::run(&effort));
+
     Suite {
         name: "postgres".to_owned(),
         title: "PostgreSQL: encrypted tablespace against a plain one".to_owned(),
@@ -90,23 +94,31 @@ fn main() {
 }
 
 fn prepare(cluster: &Cluster, effort: &Effort) {
-    cluster.plain_tablespace("clear");
     cluster.encrypted_tablespace("secure");
+    write_csv(cluster, effort);
+    SPACES.iter().for_each(|space| fill_space(cluster, effort, space));
+}
+
+/// The rows that are loaded.
+fn write_csv(cluster: &Cluster, effort: &Effort) {
     let csv = cluster.ts_dir().join("rows.csv");
     cluster.run(&format!(
         "COPY (SELECT i, md5(i::text), i % 1000, now(), repeat(md5((i * 7)::text), 3) FROM generate_series(1, {}) i) TO '{}'",
         effort.rows,
         csv.display()
     ));
-    for space in SPACES {
-        cluster.run(&format!("CREATE DATABASE {space}"));
-        let tables = [format!("--tablespace={space}"), format!("--index-tablespace={space}")];
-        let scale = effort.scale.to_string();
-        cluster.tool_output("pgbench", &["-i", "-q", "-s", &scale, &tables[0], &tables[1], space]);
-        cluster
-            .connect(space)
-            .run(&format!("SET default_tablespace = {space}; CREATE TABLE loaded (id int)"));
+}
+
+/// A database with pgbench's tables in tablespace `space`; `clear` is made.
+fn fill_space(cluster: &Cluster, effort: &Effort, space: &str) {
+    if space == "clear" {
+        cluster.plain_tablespace(space);
     }
+    cluster.run(&format!("CREATE DATABASE {space}"));
+    let tables = [format!("--tablespace={space}"), format!("--index-tablespace={space}")];
+    let scale = effort.scale.to_string();
+    cluster.tool_output("pgbench", &["-i", "-q", "-s", &scale, &tables[0], &tables[1], space]);
+    cluster.connect(space).run(&format!("SET default_tablespace = {space}; CREATE TABLE loaded (id int)"));
 }
 
 /// A server, and the table that its figures go to.

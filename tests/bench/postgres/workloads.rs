@@ -54,6 +54,42 @@ impl Bench<'_> {
         self.on_rows(space, "DROP TABLE IF EXISTS loaded", &copy)
     }
 
+    /// Two clients that load as fast as they can: much WAL, little else.
+    pub(crate) fn copy_storm(&self, space: &str) -> Sample {
+        let csv = self.cluster.ts_dir().join("rows.csv");
+        let loads = [0, 1].map(|client| {
+            let table = format!("storm_{client} (id int, secret text, k int, at timestamptz, filler text)");
+            self.connect(space).run(&format!("DROP TABLE IF EXISTS storm_{client}; CREATE TABLE {table}"));
+            format!("COPY storm_{client} FROM '{}'", csv.display())
+        });
+        self.sample(|| {
+            std::thread::scope(|scope| {
+                for load in &loads {
+                    scope.spawn(|| self.connect(space).run(load));
+                }
+            });
+            f64::from(2 * self.effort.rows)
+        })
+    }
+
+    fn spilling(&self, space: &str, settings: &str, query: &str) -> Sample {
+        self.sample(|| {
+            let mut sql = self.connect(space);
+            sql.run(&format!("SET work_mem = '1MB'; {settings}"));
+            sql.run(query);
+            f64::from(self.effort.rows)
+        })
+    }
+
+    pub(crate) fn spilling_sort(&self, space: &str) -> Sample {
+        self.spilling(space, "", "SELECT secret FROM sorted ORDER BY secret OFFSET 1000000000")
+    }
+
+    pub(crate) fn spilling_join(&self, space: &str) -> Sample {
+        let hash_only = "SET enable_mergejoin = off; SET enable_nestloop = off";
+        self.spilling(space, hash_only, "SELECT count(*) FROM sorted a JOIN sorted b USING (secret)")
+    }
+
     pub(crate) fn create_index(&self, space: &str) -> Sample {
         self.on_rows(space, "DROP INDEX IF EXISTS by_secret", "CREATE INDEX by_secret ON loaded (secret)")
     }
