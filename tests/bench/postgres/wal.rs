@@ -57,13 +57,18 @@ fn server(effort: &Effort, encrypted: &str) -> Cluster {
     super::fill_space(&cluster, effort, SPACE);
     let mut sql = cluster.connect(SPACE);
     sql.run(&format!(
-        "CREATE TABLE sorted AS SELECT i, md5(i::text) AS secret FROM generate_series(1, {}) i; VACUUM (FREEZE, ANALYZE) sorted",
+        "CREATE TABLE sorted AS SELECT i, md5(i::text) AS secret FROM generate_series(1, {}) i",
         effort.rows
     ));
+    sql.run("VACUUM (FREEZE, ANALYZE) sorted");
     // The segment in use when the switch came is in clear to its end.
     sql.run("SELECT pg_switch_wal()");
     if encrypted == "on" {
-        assert_eq!(sql.text("SELECT key_version FROM tde.wal_status()"), "1", "the switch is not complete");
+        assert_eq!(
+            cluster.text("SELECT key_version FROM tde.wal_status()"),
+            "1",
+            "the switch is not complete"
+        );
     }
     cluster
 }
