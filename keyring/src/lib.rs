@@ -65,6 +65,7 @@ mod store;
 mod sum;
 mod transfer;
 mod unlocked;
+mod upgrade;
 mod verify;
 
 #[cfg(test)]

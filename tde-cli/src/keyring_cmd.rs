@@ -43,6 +43,16 @@ pub(crate) enum Command {
         #[command(flatten)]
         hsm: HsmArgs,
     },
+    /// After pg_upgrade: make the old cluster's keyring the new cluster's
+    MoveToCluster {
+        #[command(flatten)]
+        keyring: KeyringArgs,
+        #[command(flatten)]
+        hsm: HsmArgs,
+        /// The new cluster's "Database system identifier", as pg_controldata shows it
+        #[arg(long, value_name = "NUMBER")]
+        system_identifier: u64,
+    },
 }
 
 pub(crate) fn run(command: Command, output: &Output) -> CliResult {
@@ -54,6 +64,9 @@ pub(crate) fn run(command: Command, output: &Output) -> CliResult {
         Command::List { keyring, hsm } => list(&keyring, &hsm, output),
         Command::Verify { keyring, hsm } => verify(&keyring, &hsm, output),
         Command::AcceptRestore { keyring, hsm } => accept_restore(&keyring, &hsm, output),
+        Command::MoveToCluster { keyring, hsm, system_identifier } => {
+            move_to_cluster(&keyring, &hsm, system_identifier, output)
+        }
     }
 }
 
@@ -312,6 +325,27 @@ fn accept_restore(args: &KeyringArgs, hsm: &HsmArgs, output: &Output) -> CliResu
             ),
             _ => format!("{directory}: generation {} needed no acceptance.", accepted.generation),
         }
+    })?;
+    Ok(Outcome::Good)
+}
+
+#[derive(Serialize)]
+struct Moved {
+    directory: String,
+    system_identifier_before: u64,
+    system_identifier: u64,
+}
+
+fn move_to_cluster(args: &KeyringArgs, hsm: &HsmArgs, system_identifier: u64, output: &Output) -> CliResult {
+    let directory = args.directory()?;
+    let hsm = hsm.login()?;
+    let before = Keyring::open(directory)?.unlock(&hsm)?.move_to_cluster(system_identifier, &hsm)?;
+    hsm.close()?;
+    let directory = directory.display().to_string();
+    let moved = Moved { directory, system_identifier_before: before, system_identifier };
+    output.show(&moved, |moved| {
+        let Moved { directory, system_identifier_before: before, system_identifier: now } = moved;
+        format!("{directory}: belonged to PostgreSQL cluster {before}, belongs to {now} now.")
     })?;
     Ok(Outcome::Good)
 }

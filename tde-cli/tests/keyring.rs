@@ -99,6 +99,33 @@ fn a_restore_is_accepted_on_request_only() {
 }
 
 #[test]
+fn the_keyring_of_an_upgraded_cluster_belongs_to_the_new_one() {
+    let bench = Bench::new();
+    let ring = bench.path("ring");
+    fill(&bench, &ring);
+    let directory = ring.to_str().unwrap();
+    let scopes = || bench.tde_with_pin(&["--json", "keyring", "list", "--keyring", directory]).json();
+    let before = scopes();
+    let old = fs::read(ring.join("keyring.tde")).unwrap();
+    let to = |number: &str| {
+        let arguments = ["keyring", "move-to-cluster", "--keyring", directory, "--system-identifier", number];
+        bench.tde_with_pin(&arguments)
+    };
+    let moved = to("77");
+    assert_eq!(moved.code, 0, "{}", moved.err);
+    assert!(moved.out.contains("cluster 42") && moved.out.contains("belongs to 77"), "{}", moved.out);
+    let now = scopes();
+    assert_eq!(now["system_identifier"], 77);
+    assert_eq!(now["scopes"], before["scopes"]);
+    assert_eq!(now["generation"].as_u64(), before["generation"].as_u64().map(|generation| generation + 1));
+    assert_eq!(bench.tde_with_pin(&["keyring", "verify", "--keyring", directory]).code, 0);
+    assert_eq!(to("77").code, 0, "nothing to do");
+    // The HSM knows that it was moved.
+    fs::write(ring.join("keyring.tde"), old).unwrap();
+    assert_eq!(bench.tde_with_pin(&["keyring", "verify", "--keyring", directory]).code, 1);
+}
+
+#[test]
 fn a_keyring_that_is_gone_for_good_makes_room_for_another() {
     let bench = Bench::new();
     let ring = bench.path("ring");

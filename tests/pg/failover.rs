@@ -53,7 +53,7 @@ fn rewind(old: &mut Cluster, new: &Cluster) -> String {
 #[test]
 fn pg_rewind_after_a_failover_in_the_middle_of_a_job() {
     let mut old = Cluster::builder()
-        .conf("wal_keep_size", "8GB")
+        .conf("wal_keep_size", "4GB")
         .conf("max_wal_size", if soak() { "4GB" } else { "1GB" })
         .conf("pg_tde.job_cost_limit", "16")
         .start();
