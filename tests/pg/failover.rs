@@ -11,8 +11,8 @@ use crate::ledger::Ledger;
 
 const BIG: &str = "SELECT count(*) || ' ' || sum(id::bigint) || ' ' || sum(hashtext(filler)) FROM big";
 
-/// Waits until the job of tablespace `ts` has rewritten some pages, and is far from its end.
-fn wait_for_the_middle(cluster: &Cluster) {
+/// Waits until the job of tablespace `ts` has rewritten some pages, and lets it stand still there. Standbys do not know of that.
+fn pause_in_the_middle(cluster: &Cluster) {
     let begin = Instant::now();
     while cluster
         .int("SELECT coalesce(max(blocks_done), 0) FROM tde.job_progress WHERE phase = 'rewriting pages'")
@@ -21,6 +21,7 @@ fn wait_for_the_middle(cluster: &Cluster) {
         assert!(begin.elapsed() < Duration::from_secs(60), "{}", cluster.log_since_start());
         thread::sleep(Duration::from_millis(10));
     }
+    cluster.run("SELECT tde.pause_job(job) FROM tde.job_progress");
 }
 
 fn accept_restore(cluster: &Cluster, hsm: &SoftHsm) {
@@ -90,7 +91,7 @@ fn pg_rewind_after_a_failover_in_the_middle_of_a_job() {
         set_pace(&old, "30ms");
         set_pace(&new, "1ms");
         old.run(&format!("SELECT tde.{function}('ts')"));
-        wait_for_the_middle(&old);
+        pause_in_the_middle(&old);
         catch_up(&old, &new);
         assert_eq!(state(&new), busy);
         assert_eq!(new.text("SELECT pg_promote(wait => true)"), "t");
@@ -101,6 +102,7 @@ fn pg_rewind_after_a_failover_in_the_middle_of_a_job() {
         old.run("VACUUM big");
         old.run("CREATE TABLE lost TABLESPACE ts AS TABLE heap; DROP TABLE loose");
         set_pace(&old, "0");
+        old.run("SELECT tde.resume_job(job) FROM tde.job_progress");
         if number != 1 {
             wait_until(&old, end);
         }
@@ -182,7 +184,7 @@ fn a_cascading_standby_follows_a_promotion_in_the_middle_of_a_job() {
         let upstream = Cluster::standby_of(&primary);
         let mut cascading = Cluster::standby_of(&upstream);
         primary.run(&format!("SELECT tde.{function}('ts')"));
-        wait_for_the_middle(&primary);
+        pause_in_the_middle(&primary);
         catch_up(&primary, &cascading);
         assert_eq!(state(&cascading), busy);
         assert_eq!(cascading.rows(SUMS).remove(0), before, "in the middle");

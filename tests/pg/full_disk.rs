@@ -69,7 +69,7 @@ fn a_full_disk_below_the_keyring_and_the_tablespace() {
     let (keys, pages) = (SmallDisk::new(1), SmallDisk::new(64));
     let mut cluster = Cluster::builder()
         .conf("pg_tde.job_cost_limit", "16")
-        .conf("pg_tde.job_cost_delay", "10ms")
+        .conf("pg_tde.job_cost_delay", "30ms")
         .conf("autovacuum", "off")
         .create();
     cluster.configure("pg_tde.keyring", keys.path().join("keyring").to_str().unwrap());

@@ -53,7 +53,7 @@ struct Point {
 fn recovery_to_before_within_and_after_each_job() {
     let primary = Cluster::builder()
         .conf("wal_keep_size", "4GB")
-        .conf("pg_tde.job_cost_limit", "16")
+        .conf("pg_tde.job_cost_limit", "8")
         .conf("pg_tde.job_cost_delay", "30ms")
         .start();
     primary.plain_tablespace("ts");
@@ -83,8 +83,12 @@ fn recovery_to_before_within_and_after_each_job() {
             assert!(begin.elapsed() < Duration::from_secs(60), "{}", primary.log_since_start());
             thread::sleep(Duration::from_millis(10));
         }
+        // It stands still meanwhile; the WAL does not tell.
+        let job = primary.text("SELECT job FROM tde.job_progress");
+        primary.run(&format!("SELECT tde.pause_job({job})"));
         mark(busy, busy);
         assert_eq!(state(&primary), busy, "the job was over too soon");
+        primary.run(&format!("SELECT tde.resume_job({job})"));
         wait_until(&primary, end);
         mark(&format!("after_{function}"), end);
     }

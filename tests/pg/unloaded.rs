@@ -39,6 +39,21 @@ const STATEMENTS: [&str; 21] = [
     "CREATE TABLE copy TABLESPACE pg_default AS TABLE heap",
 ];
 
+/// The launcher looks for a new checkpoint every two seconds.
+fn wait_for_record(cluster: &Cluster) {
+    let redo = cluster.text("SELECT redo_lsn FROM pg_control_checkpoint()");
+    let wal = cluster.data().join("pg_wal");
+    let arguments = ["-p", wal.to_str().unwrap(), "-s", &redo, "-r", "custom158"];
+    for _ in 0..100 {
+        // It ends with an error where the WAL ends.
+        if cluster.try_tool("pg_waldump", &arguments).1.contains("custom158") {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    panic!("no record after the checkpoint at {redo}");
+}
+
 #[test]
 fn a_stock_server_damages_nothing_and_the_library_reads_it_all_again() {
     for (checksums, crashed, checkpoint) in
@@ -52,8 +67,7 @@ fn a_stock_server_damages_nothing_and_the_library_reads_it_all_again() {
         let before = sums(&mut cluster.connect("postgres"));
         if checkpoint {
             cluster.run("CHECKPOINT");
-            // The launcher looks every two seconds.
-            std::thread::sleep(std::time::Duration::from_secs(3));
+            wait_for_record(&cluster);
         }
         if crashed {
             cluster.run("UPDATE heap SET id = id + 1");
