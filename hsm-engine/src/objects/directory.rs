@@ -4,7 +4,8 @@
 //! # Write order of a change, and what a crash leaves
 //! Under the store's lock, between the audit record and the root of [`transaction`](crate::transaction):
 //! 1. the object is put (unless it is destroyed): a new one lies unused; a changed one is newer than its page says, which is accepted
-//! 2. its page is put: the object is there, changed or gone; the page is newer than the directory says, which is accepted
+//! 2. its page is put: the object is there, changed or gone; the page is newer than the directory says, which is accepted. The directory's number of
+//!    objects may be one off then; the next change of that page counts anew
 //! 3. the directory is put: newer than the root says, which is accepted
 //! 4. the root is put: done
 //! 5. a destroyed object's file is removed: if not, it lies unused
@@ -202,6 +203,9 @@ pub(crate) fn apply(
         0 => (0, Page::default()),
         expected => read_page(core, keys, number, expected)?,
     };
+    if page_revision > directory.pages[number] {
+        directory.count = count(core, keys, &directory)?;
+    }
     let at = page.entries.binary_search_by(|e| e.id.cmp(id.0.as_bytes()));
     let mut object_revision = 0;
     match (change, at) {
@@ -248,6 +252,15 @@ pub(crate) fn apply(
     Ok(object_revision)
 }
 
+/// Objects of all pages as they are.
+fn count(core: &Core, keys: &StoreKeys, directory: &Directory) -> Result<u64> {
+    let mut count = 0;
+    for (number, &expected) in directory.pages.iter().enumerate().filter(|(_, r)| **r > 0) {
+        count += read_page(core, keys, number, expected)?.1.entries.len() as u64;
+    }
+    Ok(count)
+}
+
 /// Reads everything: the directory, every page, every object. Returns the number of objects.
 pub(crate) fn verify(
     core: &Core,
@@ -255,9 +268,11 @@ pub(crate) fn verify(
     visit: &mut dyn FnMut(&Object) -> Result<()>,
 ) -> Result<u64> {
     let Some((_, directory)) = read_directory(core, keys)? else { return Ok(0) };
-    let mut count = 0;
+    let (mut count, mut half_changed) = (0, false);
     for (number, &expected) in directory.pages.iter().enumerate().filter(|(_, r)| **r > 0) {
-        for entry in read_page(core, keys, number, expected)?.1.entries {
+        let (revision, page) = read_page(core, keys, number, expected)?;
+        half_changed |= revision > expected;
+        for entry in page.entries {
             let id = ObjectId(Uuid::from_bytes(entry.id));
             if page_of(id) != number {
                 return Err(corrupt(core, &page_name(number)?, "id of an entry"));
@@ -269,7 +284,7 @@ pub(crate) fn verify(
             count += 1;
         }
     }
-    if count == directory.count {
+    if half_changed || count == directory.count {
         Ok(count)
     } else {
         Err(corrupt(core, &directory_name(), "number of objects"))
