@@ -10,6 +10,7 @@ use crate::format::transfer::Transfer;
 use crate::ids::{KeyringId, LineNumber};
 use crate::keyring::Keyring;
 use crate::retained;
+use crate::scope::DekVersion;
 use crate::store::{FileStore, Store};
 use crate::unlocked::Unlocked;
 
@@ -37,6 +38,31 @@ impl Unlocked {
         record.open(&self.seal, &self.store.line_path(line))?;
         let root = self.root()?;
         Transfer { root: root.to_bytes()?, line: record.to_bytes()? }.to_bytes()
+    }
+}
+
+impl Unlocked {
+    /// The line of an export if its data keys here are not those of the export: a version that both have is another key, or the older of
+    /// the two records has a version that the newer one does not know. Two servers went on from the same keyring then, and
+    /// [`Keyring::import`] would let one replace the keys of the other.
+    ///
+    /// # Errors
+    /// When the export or the record here cannot be opened.
+    pub fn diverges_from(&self, exported: &[u8]) -> Result<Option<LineNumber>> {
+        let transfer = Transfer::from_bytes(exported)?;
+        let name = Path::new("the keyring record received");
+        let there = LineRecord::from_bytes(&transfer.line, name)?;
+        let line = there.line;
+        if there.keyring != self.keyring() {
+            return Ok(None);
+        }
+        let Some(here) = self.read_line(line)? else { return Ok(None) };
+        let here = here.open(&self.seal, &self.store.line_path(line))?;
+        let there = there.open(&self.seal, name)?;
+        let (older, newer) =
+            if here.record_version <= there.record_version { (&here, &there) } else { (&there, &here) };
+        let known = |entry: &DekVersion| newer.version(entry.version).is_some_and(|v| v.check == entry.check);
+        Ok(if older.versions.iter().all(known) { None } else { Some(line) })
     }
 }
 

@@ -20,8 +20,8 @@
 use std::path::Path;
 
 use keyring::{
-    AnyHsm, DekState, DekVersion, KeyVersion, KeyringId, MasterKey, NewScope, Scope, ScopeKind, StateChange,
-    TablespaceState, Unlocked, WalPosition,
+    AnyHsm, DekState, DekVersion, KeyVersion, Keyring, KeyringId, MasterKey, NewScope, Scope, ScopeKind,
+    StateChange, TablespaceState, Unlocked, WalPosition,
 };
 use page_cipher::CipherId;
 use wal_cipher::file::Scratch;
@@ -127,6 +127,21 @@ fn missing(table: &WalTable, scope: &Scope) -> Vec<KeyVersion> {
 fn write_under_newest(table: &WalTable, scope: &Scope) {
     if let Some(active) = scope.active() {
         table.set_write_version(active.version.0);
+    }
+}
+
+/// Before a line is imported in redo: a keyring outside of the data directory may have versions that only an abandoned timeline knows. The import
+/// would let the record with more changes win, and one of the two servers could no longer read its WAL.
+///
+/// # Errors
+/// [`KeyError::OtherTimeline`]; when the keyring cannot be opened.
+pub(crate) fn refuse_other_timeline(keys: &KeyTable, exported: &[u8]) -> Result<(), KeyError> {
+    // Without the seal key this server has not had a keyring yet.
+    let Some(seal_key) = keys.seal_key() else { return Ok(()) };
+    let dir = settings::keyring_directory();
+    match Keyring::open(&dir)?.unlock_with_seal_key(seal_key)?.diverges_from(exported)? {
+        Some(line) => Err(KeyError::OtherTimeline { dir, line: line.0 }),
+        None => Ok(()),
     }
 }
 

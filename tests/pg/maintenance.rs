@@ -353,6 +353,8 @@ fn the_window_is_kept() {
     assert_eq!(closed.result("notes", "/a.db"), ("rotate-data-key".into(), "not-started".into()));
     assert_eq!((&closed.report()["window"]["open"], state(&cluster).1), (&false.into(), 1));
 
+    // The rotation would take half a minute.
+    set_delay(&cluster, "200ms");
     site.write(&config(-3600, 8, true));
     let ended = site.run(&[]);
     assert_eq!(ended.code, 3, "{}\n{}", ended.out, ended.err);

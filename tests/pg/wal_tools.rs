@@ -374,6 +374,62 @@ fn pg_rewind_fails_safely_without_tde_exec_and_works_with_it() {
     }
 }
 
+/// A keyring outside of the data directory stays when `pg_rewind` takes the data back. Keys of the WAL that both servers made for themselves must not
+/// replace each other.
+#[test]
+fn a_keyring_with_wal_keys_of_an_abandoned_timeline_is_refused() {
+    let mut old = encrypted().conf("wal_keep_size", "256MB").create();
+    let (ring, other) = (old.dir().join("ring"), old.dir().join("other"));
+    old.configure("pg_tde.keyring", ring.to_str().unwrap());
+    old.start();
+    old.run("CREATE EXTENSION pg_tde");
+    settled(&old);
+    fill(&old, "before");
+    let options = ["--checkpoint=fast", "--wal-method=fetch", "--write-recovery-conf"];
+    let mut new = Cluster::backup_of(&old, &options, || ());
+    let copy = |from: &Path, to: &Path| {
+        let _ = fs::remove_dir_all(to);
+        command_output(Command::new("cp").arg("-a").arg(from).arg(to));
+    };
+    copy(&ring, &other);
+    new.configure("pg_tde.keyring", other.to_str().unwrap());
+    new.start();
+    let target = old.text("SELECT pg_current_wal_flush_lsn()");
+    wait_until("replayed", || new.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) == "t");
+    assert_eq!(new.text("SELECT pg_promote(wait => true)"), "t");
+    new.run("SELECT tde.rotate_wal_key()");
+    fill(&new, "kept");
+    new.run("CHECKPOINT");
+    for _ in 0..2 {
+        old.run("SELECT tde.rotate_wal_key()");
+    }
+    fill(&old, "lost");
+    old.stop();
+    let socket = new.dir().join("sock");
+    let source = format!("--source-server=host={} user=postgres dbname=postgres", socket.display());
+    let mut rewind = exec(&old, "pg_rewind");
+    let done = rewind.env("TDE_KEYRING", &ring).arg("-D").arg(old.data()).arg(source).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done));
+    fs::write(old.data().join("postgresql.auto.conf"), "").unwrap();
+    old.configure("unix_socket_directories", old.dir().join("sock").to_str().unwrap());
+    old.configure("primary_conninfo", &format!("host={} user=postgres dbname=postgres", socket.display()));
+    old.configure("pg_tde.keyring", ring.to_str().unwrap());
+    fs::write(old.data().join("standby.signal"), "").unwrap();
+    old.root().own(&old.data().join("standby.signal"));
+    let refused = old.try_start().unwrap_err().log;
+    assert!(refused.contains("from a timeline that was abandoned"), "{refused}");
+    copy(&other, &ring);
+    // The HSM remembers how often the keyring of that place was changed.
+    let accepted =
+        tde(&old, old.data(), &["keyring", "accept-restore"]).env("TDE_KEYRING", &ring).output().unwrap();
+    assert!(accepted.status.success(), "{}", text(&accepted));
+    old.root().own_all(&ring);
+    old.start();
+    fill(&new, "later");
+    wait_until("replayed", || old.text("SELECT to_regclass('later') IS NOT NULL") == "t");
+    assert_eq!((rows(&old, "kept"), rows(&old, "later")), (20_000, 20_000));
+}
+
 /// WAL in clear from a tool without `tde exec` is refused, until somebody with the keys takes it over; it is not in clear then.
 #[test]
 fn wal_in_clear_is_accepted_once_and_explicitly() {

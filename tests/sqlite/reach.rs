@@ -143,7 +143,7 @@ fn the_java_example_runs() {
     });
 }
 
-/// Each example has a test above, the flights one in `tests/pg/demo.rs`.
+/// Each example has a test above, or in `tests/pg`: the flights in `demo.rs`, systemd's units in `maintenance.rs`.
 #[test]
 fn no_example_is_without_a_test() {
     let mut examples: Vec<_> = fs::read_dir(example(""))
@@ -151,7 +151,8 @@ fn no_example_is_without_a_test() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     examples.sort();
-    let tested = ["flights", "sqlite-c", "sqlite-java", "sqlite-node", "sqlite-python", "sqlite-rust"];
+    let tested =
+        ["flights", "sqlite-c", "sqlite-java", "sqlite-node", "sqlite-python", "sqlite-rust", "systemd"];
     assert_eq!(examples, tested);
 }
 

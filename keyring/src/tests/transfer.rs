@@ -114,6 +114,29 @@ fn two_servers_that_changed_the_same_line_are_told_apart() {
     assert!(matches!(refused, Err(KeyringError::Conflict { record_version: 2, .. })), "{refused:?}");
 }
 
+/// Where `import` would let the record with more changes win.
+#[test]
+fn keys_that_two_servers_made_for_the_same_line_are_told_apart() {
+    let (one, two) = (scratch(), scratch());
+    let master = MemoryMaster::new();
+    let line = LineNumber(1);
+    let first = keyring_with(one.path(), 1, &master);
+    let old = first.export(line).unwrap();
+    Keyring::import(two.path(), &old).unwrap();
+    let second = open(two.path(), &master).unwrap();
+    assert_eq!(second.diverges_from(&old).unwrap(), None);
+    first.add_version(line, &master).unwrap();
+    let rotated = first.export(line).unwrap();
+    assert_eq!(second.diverges_from(&rotated).unwrap(), None, "one of them went on");
+    assert_eq!(first.diverges_from(&old).unwrap(), None, "replayed again");
+    second.add_version(line, &master).unwrap();
+    assert_eq!(second.diverges_from(&rotated).unwrap(), Some(line), "as many changes");
+    second.add_version(line, &master).unwrap();
+    assert_eq!(second.diverges_from(&rotated).unwrap(), Some(line), "more here");
+    assert_eq!(first.diverges_from(&second.export(line).unwrap()).unwrap(), Some(line), "more there");
+    assert_eq!(second.diverges_from(&old).unwrap(), None);
+}
+
 #[test]
 fn every_flipped_bit_and_length_of_an_export_is_refused() {
     let (primary, standby) = (scratch(), scratch());

@@ -93,6 +93,7 @@ fn import(table: &KeyTable, exported: &[u8], retain: bool) -> Result<Imported, B
 
 fn redo_wal_line(exported: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     let table = tablespace::key_table().ok_or("pg_tde is not active in this server")?;
+    wal_keys::refuse_other_timeline(table, exported)?;
     let imported = import(table, exported, false)?;
     // Without redirection this server could not read what follows.
     let wal_table = redirected::table().ok_or(
