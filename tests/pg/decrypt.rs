@@ -111,7 +111,7 @@ fn a_standby_follows_the_decryption() {
         assert_eq!(standby.rows(SUMS).remove(0), before, "on the standby after a crash");
         primary.crash();
         assert_eq!(state(&standby), if promoted_in_the_middle { "decrypting" } else { "plain" });
-        assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+        standby.promote();
         wait_until(&standby, "plain");
         assert_eq!(sums(&mut standby.connect("postgres")), before, "promoted");
         assert_plain(&standby);

@@ -223,7 +223,7 @@ fn a_standby_retains_a_destroyed_key_until_it_needs_it_no_more() {
     standbys[0].crash_and_recover();
     assert_eq!(standbys[0].rows(SUMS).remove(0), before);
     let promoted = &mut standbys[1];
-    assert_eq!(promoted.text("SELECT pg_promote(wait => true)"), "t");
+    promoted.promote();
     promoted.crash_and_recover();
     assert_eq!(sums(&mut promoted.connect("postgres")), before);
     wait_for("let go after promotion", || retained(promoted).is_empty());

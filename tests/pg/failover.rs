@@ -94,7 +94,7 @@ fn pg_rewind_after_a_failover_in_the_middle_of_a_job() {
         pause_in_the_middle(&old);
         catch_up(&old, &new);
         assert_eq!(state(&new), busy);
-        assert_eq!(new.text("SELECT pg_promote(wait => true)"), "t");
+        new.promote();
         // Two histories from here on.
         old.run(&format!(
             "UPDATE heap SET secret = 'lost-{number}' WHERE id % 3 = 0; DELETE FROM big WHERE id % 5 = 0"
@@ -155,7 +155,7 @@ fn pg_rewind_after_a_failover_in_the_middle_of_a_job() {
     }
     // The one that was rewound last takes over.
     old.crash();
-    assert_eq!(new.text("SELECT pg_promote(wait => true)"), "t");
+    new.promote();
     assert_eq!(sums(&mut new.connect("postgres")), before);
     new.run("SELECT tde.encrypt_tablespace('ts', wait => true)");
     assert_eq!(sums(&mut new.connect("postgres")), before);
@@ -190,7 +190,7 @@ fn a_cascading_standby_follows_a_promotion_in_the_middle_of_a_job() {
         assert_eq!(cascading.rows(SUMS).remove(0), before, "in the middle");
         cascading.crash();
         primary.crash();
-        assert_eq!(upstream.text("SELECT pg_promote(wait => true)"), "t");
+        upstream.promote();
         cascading.start();
         set_pace(&upstream, "0");
         wait_until(&upstream, end);
@@ -198,7 +198,7 @@ fn a_cascading_standby_follows_a_promotion_in_the_middle_of_a_job() {
         assert_eq!(state(&cascading), end);
         assert_eq!(cascading.rows(SUMS).remove(0), before, "at the end");
         cascading.crash_and_recover();
-        assert_eq!(cascading.text("SELECT pg_promote(wait => true)"), "t");
+        cascading.promote();
         assert_eq!(sums(&mut cascading.connect("postgres")), before, "promoted");
         if end == "plain" { assert_plain(&cascading) } else { assert_encrypted(&cascading) }
     }

@@ -82,7 +82,7 @@ fn a_backend_killed_while_it_encrypts_a_tablespace() {
     fill(&cluster, "t_last", "last");
     let mut copy = Cluster::standby_of(&cluster);
     cluster.stop();
-    assert_eq!(copy.text("SELECT pg_promote(wait => true)"), "t");
+    copy.promote();
     for _ in 0..2 {
         for (table, name, then) in &states {
             assert_eq!(state(&copy, name), *then, "{name} on the copy");
@@ -117,7 +117,7 @@ fn failed_tries_to_encrypt_do_not_trouble_a_standby() {
     while standby.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) != "t" {
         thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+    standby.promote();
     assert!(standby.int("SELECT count(*) FROM tde.keys") >= 2);
     standby.restart();
     readable(&standby, "t");

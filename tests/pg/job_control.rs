@@ -189,7 +189,7 @@ fn a_job_is_paused_resumed_and_cancelled() {
     assert_eq!(standby.rows(SUMS).remove(0), before, "on the standby");
     standby.try_run(&format!("SELECT tde.pause_job({job})")).expect_err("a standby");
     standby.crash_and_recover();
-    assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+    standby.promote();
     assert_eq!(sums(&mut standby.connect("postgres")), before, "promoted");
     assert_encrypted(&standby);
 }

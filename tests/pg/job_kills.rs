@@ -85,7 +85,7 @@ fn kills_at_any_moment_of_any_job_lose_nothing() {
     println!("{cut_short} of {version} were under way");
     assert!(cut_short > version / 4, "the jobs were over too soon: {cut_short} of {version}");
     primary.crash();
-    assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+    standby.promote();
     ledger.check(&standby, "promoted");
     assert_eq!(sums(&mut standby.connect("postgres")), before, "promoted");
 }

@@ -180,7 +180,7 @@ fn a_backup_with_an_older_keyring_than_its_manifest_restores() {
     catch_up(&primary, &restored);
     assert_eq!(restored.rows(SUMS).remove(0), before);
     restored.crash_and_recover();
-    assert_eq!(restored.text("SELECT pg_promote(wait => true)"), "t");
+    restored.promote();
     wait_until(&restored, "encrypted");
     assert_eq!(sums(&mut restored.connect("postgres")), before);
     assert_encrypted(&restored);

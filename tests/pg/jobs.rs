@@ -148,7 +148,7 @@ fn a_standby_follows_and_finishes_the_job_when_it_is_promoted() {
         standby.crash_and_recover();
         assert_eq!(standby.rows(SUMS).remove(0), before, "on the standby after a crash");
         primary.crash();
-        assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+        standby.promote();
         wait_until(&standby, "encrypted");
         assert_eq!(sums(&mut standby.connect("postgres")), before, "promoted");
         assert_encrypted(&standby);

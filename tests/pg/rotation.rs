@@ -72,7 +72,7 @@ fn a_data_key_is_rotated_while_it_is_used() {
     thread::sleep(Duration::from_millis(700));
     catch_up(&primary, &standby);
     primary.crash();
-    assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+    standby.promote();
     wait_until(&standby, "encrypted");
     assert_eq!(sums(&mut standby.connect("postgres")), before, "promoted");
     assert_encrypted(&standby);

@@ -243,7 +243,7 @@ fn pg_rewind_brings_an_old_primary_back() {
     while new.text(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'")) != "t" {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    new.run("SELECT pg_promote(wait => true)");
+    new.promote();
     new.run("UPDATE t SET secret = 'new-' || id WHERE id % 2 = 0");
     old.run("UPDATE t SET secret = 'lost-' || id WHERE id % 3 = 0; INSERT INTO t SELECT i, 'lost' FROM generate_series(6000, 9000) i");
     new.run("CHECKPOINT");

@@ -70,7 +70,7 @@ fn standbys_stream_are_killed_are_promoted_and_leave_nothing_readable() {
     fill(&primary, "later");
     wait_for_replay(&primary, &standby);
     primary.crash();
-    assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+    standby.promote();
     assert_eq!(rows(&standby, "later"), 20_000);
     fill(&standby, "promoted");
     // The copy that promotion makes of the last segment, and everything after it.
@@ -189,7 +189,7 @@ fn a_key_is_rotated_in_the_segment_that_promotion_copies() {
     primary.run("INSERT INTO t SELECT i, 'canary-of-the-nodes-' FROM generate_series(1, 1000) i");
     wait_for_replay(&primary, &standby);
     primary.crash();
-    assert_eq!(standby.text("SELECT pg_promote(wait => true)"), "t");
+    standby.promote();
     standby.run("INSERT INTO t SELECT i, 'canary-of-the-nodes-' FROM generate_series(1, 1000) i");
     archived(&standby);
     standby.stop();

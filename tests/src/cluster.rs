@@ -503,6 +503,11 @@ impl Cluster {
         (output.status.success(), both(&output))
     }
 
+    /// Promotes a standby. Not by `pg_promote`: a query of that waits on the replay that may be waiting for it.
+    pub fn promote(&self) {
+        self.tool_output("pg_ctl", &["promote", "--wait", "--silent", "-D", self.data.to_str().unwrap()]);
+    }
+
     /// Runs a script with `psql`, stopping at the first error, and returns its unadorned output.
     pub fn psql(&self, database: &str, script: &str) -> String {
         self.tool_output("psql", &["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", script])
